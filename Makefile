@@ -1,0 +1,50 @@
+# Two commands work on a fresh clone: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PEERS  := .venv-peers
+
+.PHONY: demo test check fix parity bench goldens clean help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready  ## features of a real photo, one backbone of each family
+	$(BIN)/trunkline features examples/cat.jpg --backbone resnet50 --out demo/resnet50.safetensors
+	$(BIN)/trunkline features examples/cat.jpg --backbone dla34 --out demo/dla34.safetensors
+	$(BIN)/trunkline features examples/cat.jpg --backbone regnet-y-040 --out demo/regnet-y-040.safetensors
+
+test: $(VENV)/.ready  ## the whole test suite, two workers
+	$(BIN)/python -m pytest -n 2 -q
+
+check: $(VENV)/.ready  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.ready  ## format, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torchvision and timm do not import beside the pinned CPU build of torch, so peers have their own.
+$(PEERS)/.ready: tools/peers.txt pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet -r tools/peers.txt -e '.[all]'
+	touch $@
+
+parity: $(PEERS)/.ready  ## live comparison with timm, torchvision and transformers (about 6 GB)
+	$(PEERS)/bin/python -m pytest -q -m parity tests/parity
+
+goldens: $(PEERS)/.ready  ## write tests/goldens anew from the peers
+	$(PEERS)/bin/python tools/goldens.py --update
+
+bench: $(PEERS)/.ready  ## speed against timm, interleaved in one process
+	$(PEERS)/bin/python benchmarks/eager.py
+
+clean:  ## remove both environments and what the demo wrote
+	rm -rf $(VENV) $(PEERS) demo

@@ -1,0 +1,1 @@
+"""What a backbone computes; knows nothing of files. Each family is one file."""

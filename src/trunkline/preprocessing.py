@@ -1,0 +1,192 @@
+"""What one checkpoint expects of its pictures, as data: no file and no picture is touched here.
+
+A row of a catalog, a header of a feature store and ``images.preprocess`` all speak of the same
+``Preprocessing``. How each field is carried out is said in ``trunkline.images``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trunkline.errors import ConfigError
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+def is_positive_int(value: object) -> bool:
+    """Say whether a value counts something: an integer from 1 on, and not a boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(is_positive_int(side) for side in value)
+    )
+
+
+def _is_triple(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How the pictures of one checkpoint become numbers. Sizes are pixels, always (H, W).
+
+    Attributes:
+        resize: N makes the shorter side N and keeps the aspect ratio; (H, W) warps to exactly
+            that, whatever the aspect ratio; None leaves the size alone.
+        crop: (H, W) of the centre crop after the resize; None keeps everything.
+        interpolation: one of ``INTERPOLATIONS``, with Pillow's antialiasing.
+        mean: one number per channel, in ``channel_order`` and on the scale of ``value_range``.
+        std: as ``mean``; positive.
+        value_range: "0..1" divides the 8-bit values by 255 first, "0..255" does not.
+        channel_order: "RGB" or "BGR", the order of the tensor's channels.
+
+    Raises:
+        ConfigError: a field is outside what is said above.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    value_range: Literal["0..1", "0..255"]
+    channel_order: Literal["RGB", "BGR"]
+
+    def __post_init__(self) -> None:
+        if not (self.resize is None or is_positive_int(self.resize) or _is_size(self.resize)):
+            raise ConfigError(
+                f"resize={self.resize!r} is no size; use a positive integer (shorter side), "
+                "a pair (H, W) of them (warp), or None (no resize)"
+            )
+        if not (self.crop is None or _is_size(self.crop)):
+            raise ConfigError(
+                f"crop={self.crop!r} is no size; use a pair (H, W) of positive integers, or None"
+            )
+        for field, allowed in (
+            ("interpolation", INTERPOLATIONS),
+            ("value_range", ("0..1", "0..255")),
+            ("channel_order", ("RGB", "BGR")),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(
+                    f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(allowed)}"
+                )
+        for field in ("mean", "std"):
+            if not _is_triple(getattr(self, field)):
+                raise ConfigError(
+                    f"{field}={getattr(self, field)!r} must be a tuple of three finite numbers, "
+                    f"one per channel in the order {self.channel_order}"
+                )
+        if min(self.std) <= 0:
+            raise ConfigError(f"std={self.std!r} must be positive; 1.0 leaves the values alone")
+        if min(self.mean) < 0 or max(self.mean) > self._white:
+            raise ConfigError(
+                f"mean={self.mean!r} lies outside value_range={self.value_range!r}; "
+                "give the mean on that scale, or set the other value_range"
+            )
+
+    @property
+    def _white(self) -> float:
+        return 1.0 if self.value_range == "0..1" else 255.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values that JSON can hold; ``from_dict`` reads them back."""
+        plain = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """Build from what ``to_dict`` wrote.
+
+        Args:
+            fields: one entry per field of this class; lists count as tuples.
+
+        Raises:
+            ConfigError: a field is missing, unknown, or has a value that is not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(fields) != known:
+            raise ConfigError(
+                f"preprocessing has unknown fields {sorted(set(fields) - known)} and lacks "
+                f"{sorted(known - set(fields))}; give exactly {', '.join(sorted(known))}"
+            )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**values)
+
+    def with_size(self, size: int | tuple[int, int] | None) -> Preprocessing:
+        """Return the same preprocessing for another input size.
+
+        Args:
+            size: N gives N×N and keeps the kind: a warp stays a warp, a crop keeps its ratio to
+                the resize (256 to 224 becomes 512 to 448). (H, W) warps the whole picture to
+                exactly H×W. None keeps the picture's own size: no resize, no crop.
+
+        Raises:
+            ConfigError: ``size`` is not a positive integer, a pair of them, or None.
+        """
+        if size is None:
+            return dataclasses.replace(self, resize=None, crop=None)
+        if isinstance(size, tuple):
+            return dataclasses.replace(self, resize=size, crop=None)
+        if not is_positive_int(size):
+            raise ConfigError(
+                f"size={size!r} is no size; use a positive integer, a pair (H, W), or None"
+            )
+        if isinstance(self.resize, tuple):
+            return dataclasses.replace(self, resize=(size, size), crop=None)
+        shorter = size
+        if self.resize is not None and self.crop is not None:
+            shorter = max(1, self.resize * size // min(self.crop))
+        return dataclasses.replace(self, resize=shorter, crop=(size, size))
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) of an H×W picture after the resize and before the crop."""
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        if height <= width:
+            return self.resize, self.resize * width // height
+        return self.resize * height // width, self.resize
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) of the tensor that an H×W picture becomes, without making it."""
+        return self.resized_size(height, width) if self.crop is None else self.crop
+
+    def describe(self) -> str:
+        """Return one line for people: what happens to a picture, in order."""
+        if self.resize is None:
+            steps = ["no resize"]
+        elif isinstance(self.resize, tuple):
+            steps = [f"warp to {self.resize[0]}x{self.resize[1]} ({self.interpolation})"]
+        else:
+            steps = [f"shorter side {self.resize} ({self.interpolation})"]
+        if self.crop is not None:
+            steps.append(f"centre crop {self.crop[0]}x{self.crop[1]}")
+        return ", ".join([*steps, f"{self.channel_order} in {self.value_range}"])
+
+
+IMAGENET = Preprocessing(
+    resize=256,
+    crop=(224, 224),
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    value_range="0..1",
+    channel_order="RGB",
+)
+"""What most published ImageNet checkpoints expect, torchvision's first ones among them."""

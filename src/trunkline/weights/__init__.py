@@ -1,0 +1,1 @@
+"""Files → backbones: what is loaded is loaded whole, or not at all."""

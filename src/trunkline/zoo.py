@@ -1,0 +1,147 @@
+"""Names → backbones: every variant of every family, and what each is known to be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from trunkline.backbones import dla, regnet, resnet
+from trunkline.backbones.backbone import (
+    ALL_STAGES,
+    Backbone,
+    Level,
+    Options,
+    resolve_variant,
+)
+from trunkline.errors import ConfigError
+
+# A row a family: where its variants and other libraries' names for them stand.
+_MODULES = {"resnet": resnet, "dla": dla, "regnet": regnet}
+_FAMILY = {name: family for family, module in _MODULES.items() for name in module.VARIANTS}
+_ALIASES = {alias: name for module in _MODULES.values() for alias, name in module.ALIASES.items()}
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a variant before it is built.
+
+    Attributes:
+        name: The variant.
+        family: ``"resnet"``, ``"dla"`` or ``"regnet"``.
+        aliases: Other names for it, normalised (lower case, hyphens).
+        num_parameters: Learned values, without a classifier.
+        macs: Multiply-accumulates of the convolutions for one 3×224×224 image.
+        levels: All maps it has, the stem's first.
+    """
+
+    name: str
+    family: str
+    aliases: tuple[str, ...]
+    num_parameters: int
+    macs: int
+    levels: tuple[Level, ...]
+
+
+def create_backbone(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    return_idx: Sequence[int] = ALL_STAGES,
+    **options: Unpack[Options],
+) -> Backbone:
+    """Build a backbone by name.
+
+    Args:
+        name: A variant such as ``"resnet50d"``, ``"dla34"``, ``"regnet-y-040"``, or what
+            torchvision, timm, Hugging Face or pycls call it. Capitals do not matter, and ``_`` is
+            ``-``.
+        weights: None for a random network (PyTorch's global generator), a path to a checkpoint,
+            or ``"default"``.
+        return_idx: Stages to return, in this order; index i has stride 4·2^i.
+        **options: See ``trunkline.backbones.backbone.BackboneOptions``.
+
+    Returns:
+        The backbone, in training mode as PyTorch makes every module.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+        ConfigError: An option outside what is allowed.
+        WeightsError: Weights that cannot be had or do not fit.
+
+    Example:
+        >>> import torch
+        >>> from trunkline import create_backbone
+        >>> backbone = create_backbone("dla34", return_idx=(3, 1))
+        >>> backbone.channels, backbone.strides
+        ((512, 128), (32, 8))
+    """
+    variant = canonical_name(name)
+    if variant in resnet.VARIANTS:
+        config = resnet.VARIANTS[variant]
+        return resnet.ResNet(config, return_idx=return_idx, weights=weights, **options)
+    if variant in dla.VARIANTS:
+        return dla.DLANet(variant, return_index=return_idx, weights=weights, **options)
+    return regnet.RegNet(variant, return_idx=return_idx, weights=weights, **options)
+
+
+def canonical_name(name: str) -> str:
+    """Return the variant that ``name`` means.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+    """
+    return resolve_variant(name, _FAMILY, _ALIASES)
+
+
+def list_backbones(family: str | None = None) -> list[str]:
+    """Return the names of all variants, or of one family, in the families' own order.
+
+    Args:
+        family: ``"resnet"``, ``"dla"``, ``"regnet"``, or None for all.
+
+    Raises:
+        ConfigError: Another family.
+    """
+    if family is not None and family not in _MODULES:
+        raise ConfigError(f"no family {family!r}; allowed: {', '.join(_MODULES)}.")
+    return [name for name, of in _FAMILY.items() if family in (None, of)]
+
+
+class _NormSize(nn.Module):
+    """As many parameters as a norm, and no work: PyTorch is slow at norms on the meta device."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.affine = nn.Parameter(torch.empty(2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@cache
+def info(name: str) -> BackboneInfo:
+    """Return what is known of a variant, without computing or storing a single weight.
+
+    Args:
+        name: As for ``create_backbone``.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+    """
+    variant = canonical_name(name)
+    with torch.device("meta"):
+        backbone = create_backbone(variant, norm=_NormSize, act=nn.Identity)
+    return BackboneInfo(
+        name=variant,
+        family=_FAMILY[variant],
+        aliases=tuple(sorted(alias for alias, of in _ALIASES.items() if of == variant)),
+        num_parameters=backbone.num_parameters,
+        macs=backbone.macs(),
+        levels=backbone.levels,
+    )
