@@ -22,14 +22,16 @@ demo: $(VENV)/.ready  ## features of a real photo, one backbone of each family
 test: $(VENV)/.ready  ## the whole test suite, two workers
 	$(BIN)/python -m pytest -n 2 -q
 
-check: $(VENV)/.ready  ## format, lint and types
+check: $(VENV)/.ready  ## format, lint, types, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/model_table.py
 
-fix: $(VENV)/.ready  ## format, and mend what the linter can mend
+fix: $(VENV)/.ready  ## format, mend what the linter can, write generated pages
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python tools/model_table.py --update
 
 # torchvision and timm do not import beside the pinned CPU build of torch, so peers have their own.
 $(PEERS)/.ready: tools/peers.txt pyproject.toml

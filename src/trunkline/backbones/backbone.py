@@ -14,7 +14,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class Level:
 
 class Architecture(Protocol):
     """What a family says of one network, and how it builds the parts."""
+
+    family: ClassVar[str]
 
     @property
     def stem_channels(self) -> int:

@@ -160,7 +160,7 @@ def make_norm(spec: NormSpec) -> NormFactory:
                 "or a callable that takes a number of channels and returns a module."
             )
         return NORMS[spec]
-    if not callable(spec):
+    if isinstance(spec, nn.Module) or not callable(spec):  # a module is one layer, not a maker
         raise ConfigError(
             f"norm must be one of {', '.join(sorted(NORMS))} or a callable that takes a number of "
             f"channels, got {type(spec).__name__}."
@@ -184,7 +184,7 @@ def make_act(spec: ActSpec) -> ActFactory:
                 "or a callable that takes nothing and returns a module."
             )
         return ACTS[spec]
-    if not callable(spec):
+    if isinstance(spec, nn.Module) or not callable(spec):  # a module is one layer, not a maker
         raise ConfigError(
             f"act must be one of {', '.join(sorted(ACTS))} or a callable that takes nothing, "
             f"got {type(spec).__name__}."

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,8 @@ class DLAConfig:
         ConfigError: A value outside what is allowed.
     """
 
+    family: ClassVar[str] = "dla"
+
     depths: tuple[int, ...]
     channels: tuple[int, ...]
     bottleneck: bool
@@ -83,6 +85,17 @@ class DLAConfig:
                 "cardinality must be 1, or more with bottleneck blocks, "
                 f"got {self.cardinality} with bottleneck={self.bottleneck}."
             )
+        for channels in self.channels if self.bottleneck else ():
+            mid = self._mid_channels(channels)
+            if mid < 1 or mid % self.cardinality:
+                raise ConfigError(
+                    f"{channels} channels give a bottleneck of {mid}, which cardinality "
+                    f"{self.cardinality} does not divide; multiples of 32 always fit."
+                )
+
+    def _mid_channels(self, out_channels: int) -> int:
+        grouped = self.cardinality > 1
+        return out_channels * self.cardinality // 32 if grouped else out_channels // 2
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
@@ -133,8 +146,7 @@ class DLAConfig:
         """Build one residual block; a node hands in its shortcut."""
         if not self.bottleneck:
             return BasicBlock(in_channels, out_channels, sampling, layers)
-        grouped = self.cardinality > 1
-        mid = out_channels * self.cardinality // 32 if grouped else out_channels // 2
+        mid = self._mid_channels(out_channels)
         return Bottleneck(in_channels, mid, out_channels, sampling, layers, groups=self.cardinality)
 
 

@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 from torch import nn
 from typing_extensions import Unpack
@@ -60,6 +61,8 @@ class RegNetConfig:
     Raises:
         ConfigError: A value outside what is allowed, or numbers that do not give four stages.
     """
+
+    family: ClassVar[str] = "regnet"
 
     depth: int
     initial_width: int

@@ -20,7 +20,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
 from typing_extensions import Unpack
@@ -65,6 +65,8 @@ class ResNetConfig:
         ConfigError: A value outside what is allowed.
     """
 
+    family: ClassVar[str] = "resnet"
+
     depths: tuple[int, ...]
     bottleneck: bool
     width: int = 64
@@ -82,6 +84,11 @@ class ResNetConfig:
             raise ConfigError(
                 "width, groups and width_per_group must be 1 or more, got "
                 f"{self.width}, {self.groups} and {self.width_per_group}."
+            )
+        if self.width * self.width_per_group < 64:
+            raise ConfigError(
+                f"width={self.width} with width_per_group={self.width_per_group} leaves no channel "
+                "in a group; their product must be 64 or more."
             )
         if len(self.stem_widths) not in (1, 3) or min(self.stem_widths) < 1:
             raise ConfigError(

@@ -1,0 +1,95 @@
+"""Hugging Face transformers' names.
+
+Sources: transformers 5.23 ``models/resnet``, ``models/regnet``, ``models/rt_detr``
+(``RTDetrResNetBackbone`` is the vd network). Models with a classifier put ``resnet.`` or
+``regnet.`` in front of everything but that; bare models and backbones do not.
+"""
+
+from __future__ import annotations
+
+from trunkline.backbones.backbone import Architecture
+from trunkline.weights.layouts.layout import Layout, Rule, modules
+
+_BLOCK = "stages.{s}.blocks.{b}", "encoder.stages.{s}.layers.{b}"
+_CONV, _NORM = "convolution", "normalization"
+
+
+def _resnet_rules(_architecture: Architecture) -> list[Rule]:
+    ours, theirs = _BLOCK[0], f"resnet.{_BLOCK[1]}"
+    return modules(
+        ("stem.conv", f"resnet.embedder.embedder.{_CONV}"),
+        ("stem.norm", f"resnet.embedder.embedder.{_NORM}"),
+        (f"{ours}.conv{{k}}.conv", f"{theirs}.layer.{{k-1}}.{_CONV}"),
+        (f"{ours}.conv{{k}}.norm", f"{theirs}.layer.{{k-1}}.{_NORM}"),
+        (f"{ours}.shortcut.conv", f"{theirs}.shortcut.{_CONV}"),
+        (f"{ours}.shortcut.norm", f"{theirs}.shortcut.{_NORM}"),
+        ("classifier", "classifier.1"),  # classifier.0 flattens
+    )
+
+
+def _regnet_rules(architecture: Architecture) -> list[Rule]:
+    ours, theirs = _BLOCK[0], f"regnet.{_BLOCK[1]}"
+    # In Y, squeeze-and-excitation is layer 2 and pushes the last convolution to 3.
+    last = 3 if getattr(architecture, "squeeze", False) else 2
+    return modules(
+        ("stem.conv", f"regnet.embedder.embedder.{_CONV}"),
+        ("stem.norm", f"regnet.embedder.embedder.{_NORM}"),
+        *(
+            pair
+            for k, layer in ((1, 0), (2, 1), (3, last))
+            for pair in (
+                (f"{ours}.conv{k}.conv", f"{theirs}.layer.{layer}.{_CONV}"),
+                (f"{ours}.conv{k}.norm", f"{theirs}.layer.{layer}.{_NORM}"),
+            )
+        ),
+        (f"{ours}.se.reduce", f"{theirs}.layer.2.attention.0"),
+        (f"{ours}.se.expand", f"{theirs}.layer.2.attention.2"),
+        (f"{ours}.shortcut.conv", f"{theirs}.shortcut.{_CONV}"),
+        (f"{ours}.shortcut.norm", f"{theirs}.shortcut.{_NORM}"),
+        ("classifier", "classifier.1"),
+    )
+
+
+def _rtdetr_rules(architecture: Architecture) -> list[Rule]:
+    rules = modules(
+        ("stem.{i}.conv", f"embedder.embedder.{{i}}.{_CONV}"),
+        ("stem.{i}.norm", f"embedder.embedder.{{i}}.{_NORM}"),
+        (f"{_BLOCK[0]}.conv{{k}}.conv", f"{_BLOCK[1]}.layer.{{k-1}}.{_CONV}"),
+        (f"{_BLOCK[0]}.conv{{k}}.norm", f"{_BLOCK[1]}.layer.{{k-1}}.{_NORM}"),
+    )
+    for stage in range(len(architecture.stage_depths)):
+        ours, theirs = f"stages.{stage}.blocks.0", f"encoder.stages.{stage}.layers.0"
+        pooled = "1." if stage else ""  # behind the pool, which stage 0 does not have
+        rules += modules(
+            (f"{ours}.shortcut.conv", f"{theirs}.shortcut.{pooled}{_CONV}"),
+            (f"{ours}.shortcut.norm", f"{theirs}.shortcut.{pooled}{_NORM}"),
+        )
+    return rules
+
+
+TRANSFORMERS_RESNET = Layout(
+    name="transformers-resnet",
+    title="transformers' ResNet",
+    applies=lambda a: (
+        a.family == "resnet"
+        and len(getattr(a, "stem_widths", ())) == 1
+        and not getattr(a, "pooled_shortcut", False)
+        and not getattr(a, "project_first", False)
+        and (getattr(a, "groups", 0), getattr(a, "width_per_group", 0)) == (1, 64)
+    ),
+    rules=_resnet_rules,
+)
+
+TRANSFORMERS_REGNET = Layout(
+    name="transformers-regnet",
+    title="transformers' RegNet",
+    applies=lambda a: a.family == "regnet" and not getattr(a, "torchvision_rounding", False),
+    rules=_regnet_rules,
+)
+
+TRANSFORMERS_RTDETR = Layout(
+    name="transformers-rtdetr",
+    title="transformers' RT-DETR backbone",
+    applies=lambda a: a.family == "resnet" and getattr(a, "project_first", False),
+    rules=_rtdetr_rules,
+)
