@@ -9,8 +9,14 @@
     ├── InputError (ValueError)           images that a backbone cannot take: rank, channels, dtype
     ├── ImageError (ValueError)           a file that is not a readable photo, or is too large
     └── WeightsError (RuntimeError)       weights that cannot be had or do not fit
-        ├── WeightsNotFoundError          no such file, store or checkpoint
+        ├── WeightsNotFoundError          no such file, tag or repository, or no way to get it
+        │   └── OfflineError              it would need the network, which is switched off
+        ├── IntegrityError                a file whose hash is not the one it must have
+        ├── LicenseError                  a licence that was not agreed to
+        ├── CheckpointError               a file that cannot be read as a checkpoint
+        │   └── UnsafeCheckpointError     a pickle that asks for more than arrays and containers
         └── WeightsMismatchError          names or shapes differ from what the network needs
+            └── UnknownLayoutError        names that no known upstream uses, or several do
 
 One base class, so that ``except TrunklineError`` catches all of them and nothing else; beside it
 the built-in class that the same mistake raises elsewhere. Every text says what was given, what is
@@ -46,13 +52,41 @@ class ImageError(TrunklineError, ValueError):
     """A file that is not a readable photo, or one that is too large to decode safely."""
 
 
+class OutputError(TrunklineError, OSError):
+    """A file that cannot be written where it was asked for."""
+
+
 class WeightsError(TrunklineError, RuntimeError):
     """Weights that cannot be had or do not fit."""
 
 
 class WeightsNotFoundError(WeightsError):
-    """No such file, store or checkpoint."""
+    """No such file, tag or repository, or no way to get it."""
+
+
+class OfflineError(WeightsNotFoundError):
+    """Something would need the network, which is switched off."""
+
+
+class IntegrityError(WeightsError):
+    """A file whose hash is not the one it must have."""
+
+
+class LicenseError(WeightsError):
+    """A licence that was not agreed to."""
+
+
+class CheckpointError(WeightsError):
+    """A file that cannot be read as a checkpoint."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle that asks for more than arrays and plain containers."""
 
 
 class WeightsMismatchError(WeightsError):
     """Names or shapes in a file differ from what the network needs."""
+
+
+class UnknownLayoutError(WeightsMismatchError):
+    """Names that no known upstream uses, or that several do."""

@@ -28,6 +28,7 @@ import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ MAX_PIXELS = 89_478_485
 
 # Photos only. Pillow also opens formats that start other programs (EPS) or that draw text; a folder
 # of strangers' files must not reach those. HEIF counts once a plugin such as pillow-heif is there.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_MIN_IS_WHITE = 258, 262, 0
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -82,23 +83,23 @@ def decode_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.
         (451, 300)
     """
     if not is_positive_int(max_pixels):
-        raise ConfigError(f"max_pixels={max_pixels!r} must be a positive integer")
+        raise ConfigError(f"max_pixels={max_pixels!r} must be a positive integer.")
     if isinstance(source, Image.Image):
         _check_pixels(source, "the given image", max_pixels)
         return _upright_rgb(source, "the given image")
     if isinstance(source, bytes):
         name = f"an image of {len(source)} bytes"
         if not source:
-            raise ImageError(f"{name} is empty; give the whole content of an image file")
-        file: io.BytesIO | Path = io.BytesIO(source)
+            raise ImageError(f"{name} is empty; give the whole content of an image file.")
+        file: BinaryIO = io.BytesIO(source)
     elif isinstance(source, str | os.PathLike):
         name = str(source)
-        file = _existing_file(Path(source))
+        file = _open_file(Path(source))
     else:
         raise ImageError(
-            f"an image is a path, bytes or a Pillow image, got {type(source).__name__}"
+            f"an image is a path, bytes or a Pillow image, got {type(source).__name__}."
         )
-    with _open(file, name) as opened:
+    with file, _open_image(file, name) as opened:
         _check_pixels(opened, name, max_pixels)
         return _upright_rgb(opened, name)
 
@@ -119,17 +120,17 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing = IMAGENET) -> t
     """
     if not isinstance(image, Image.Image):
         raise ImageError(
-            f"preprocess takes a Pillow image, got {type(image).__name__}; decode_image makes one"
+            f"preprocess takes a Pillow image, got {type(image).__name__}; decode_image makes one."
         )
     if min(image.size) < 1:
-        raise ImageError(f"the given image has no pixels: {image.width}x{image.height}")
+        raise ImageError(f"the given image has no pixels: {image.width}x{image.height}.")
     picture = _upright_rgb(image, "the given image")
     height, width = preprocessing.resized_size(picture.height, picture.width)
     if preprocessing.resize is not None and height * width > MAX_PIXELS:
         raise ImageError(
             f"an image of {picture.width}x{picture.height} would be {width}x{height} after "
             f"resize={preprocessing.resize}, above the limit of {MAX_PIXELS} pixels; "
-            "use a smaller resize, or a warp to (H, W)"
+            "use a smaller resize, or a warp to (H, W)."
         )
     if (width, height) != picture.size:
         filter_ = Image.Resampling[preprocessing.interpolation.upper()]
@@ -138,14 +139,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing = IMAGENET) -> t
         crop_h, crop_w = preprocessing.crop
         top, left = _crop_start(height, crop_h), _crop_start(width, crop_w)
         picture = picture.crop((left, top, left + crop_w, top + crop_h))  # outside is black
-    pixels = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
-    if preprocessing.channel_order == "BGR":
-        pixels = pixels.flip(-1)
-    values = pixels.permute(2, 0, 1).contiguous().float()  # (3, H, W)
-    if preprocessing.value_range == "0..1":
-        values /= 255
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return values.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return _normalised(picture, preprocessing)
 
 
 def load_images(
@@ -165,40 +159,52 @@ def load_images(
         InputError: there are none, or their preprocessed sizes differ.
     """
     if isinstance(sources, str | bytes):
-        raise InputError("load_images takes several images; put a single one into a list")
+        raise InputError("load_images takes several images; put a single one into a list.")
     images = [preprocess(decode_image(source), preprocessing) for source in sources]
     if not images:
-        raise InputError("load_images got no image; give at least one")
+        raise InputError("load_images got no image; give at least one.")
     for number, image in enumerate(images):
         if image.shape != images[0].shape:
             first, other = (f"{x.shape[1]}x{x.shape[2]}" for x in (images[0], image))
             raise InputError(
                 f"image 0 is {first} and image {number} is {other} (H×W) after preprocessing; "
-                "set a crop or a warp that makes them equal, or load them one by one"
+                "set a crop or a warp that makes them equal, or load them one by one."
             )
     return torch.stack(images)
+
+
+def _normalised(picture: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    pixels = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
+    if preprocessing.channel_order == "BGR":
+        pixels = pixels.flip(-1)
+    values = pixels.permute(2, 0, 1).contiguous().float()  # (3, H, W)
+    if preprocessing.value_range == "0..1":
+        values /= 255
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    return values.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def _crop_start(size: int, crop: int) -> int:
     return -((crop - size) // 2) if crop > size else round((size - crop) / 2)
 
 
-def _existing_file(path: Path) -> Path:
+def _open_file(path: Path) -> BinaryIO:
     try:
         if path.is_dir():
-            raise ImageError(f"{path} is a folder; give the path of one image file")
+            raise ImageError(f"{path} is a folder; give the path of one image file.")
         if not path.exists():
-            raise ImageError(f"{path} does not exist; check the path")
+            raise ImageError(f"{path} does not exist; check the path.")
         if not path.is_file():
-            raise ImageError(f"{path} is not a regular file; give the path of an image file")
+            raise ImageError(f"{path} is not a regular file; give the path of an image file.")
         if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty; copy or download it again")
+            raise ImageError(f"{path} is empty; copy or download it again.")
+        # Given a name, Pillow 13 maps the file and mixes up the pixels of a turned TIFF.
+        return path.open("rb")
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    return path
+        raise ImageError(f"{path} cannot be read: {error.strerror}; check the path.") from error
 
 
-def _open(file: io.BytesIO | Path, name: str) -> Image.Image:
+def _open_image(file: BinaryIO, name: str) -> Image.Image:
     """Read the header. Pillow's bomb warning is ours to raise, by ``max_pixels``."""
     Image.init()
     formats = [known for known in FORMATS if known in Image.OPEN]
@@ -209,13 +215,13 @@ def _open(file: io.BytesIO | Path, name: str) -> Image.Image:
             return Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"{name} is not a photo that can be decoded; give a file with pixels as "
-                f"{', '.join(formats)}"
+                f"{name} is no photo, or only the beginning of one; give a file of "
+                f"{', '.join(formats)}."
             ) from error
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"{name} is too large: {error} If you trust it, raise max_pixels and "
-                "PIL.Image.MAX_IMAGE_PIXELS"
+                "PIL.Image.MAX_IMAGE_PIXELS."
             ) from error
         except Exception as error:  # broken bytes make decoders raise nearly anything
             raise _damaged(name, error) from error
@@ -224,11 +230,11 @@ def _open(file: io.BytesIO | Path, name: str) -> Image.Image:
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels: {width}x{height}; give an image that has some")
+        raise ImageError(f"{name} has no pixels: {width}x{height}; give an image that has some.")
     if width * height > max_pixels:
         raise ImageError(
             f"{name} is {width}x{height}, above the limit of {max_pixels} pixels; "
-            "if you trust it, give decode_image a larger max_pixels, or make it smaller first"
+            "if you trust it, give decode_image a larger max_pixels, or make it smaller first."
         )
 
 
@@ -249,9 +255,9 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     except ValueError as error:
         raise ImageError(
             f"{name} has colour mode {upright.mode}, which has no RGB form here; "
-            "save it as RGB first"
+            "save it as RGB first."
         ) from error
-    rgb.info = {}  # the orientation is used up; nothing may apply it again
+    rgb.info = {}  # tags and colour keys are used up; nothing may apply them again
     return rgb
 
 
@@ -265,7 +271,7 @@ def _eight_bits(upright: Image.Image, original: Image.Image, name: str) -> Image
     if not (low >= 0 and high <= white):  # so that NaN is refused too
         raise ImageError(
             f"{name} holds grey values {low:g} to {high:g} in mode {upright.mode}, where 0 to "
-            f"{white} is black to white; rescale it, or save it with 8 bits"
+            f"{white} is black to white; rescale it, or save it with 8 bits."
         )
     if upright.mode == "F":
         grey = np.rint(values * 255).astype(np.uint8)
@@ -277,4 +283,4 @@ def _eight_bits(upright: Image.Image, original: Image.Image, name: str) -> Image
 
 
 def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} is damaged or cut short ({error}); copy or download it again")
+    return ImageError(f"{name} is damaged or cut short ({error}); copy or download it again.")

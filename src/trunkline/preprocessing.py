@@ -68,11 +68,11 @@ class Preprocessing:
         if not (self.resize is None or is_positive_int(self.resize) or _is_size(self.resize)):
             raise ConfigError(
                 f"resize={self.resize!r} is no size; use a positive integer (shorter side), "
-                "a pair (H, W) of them (warp), or None (no resize)"
+                "a pair (H, W) of them (warp), or None (no resize)."
             )
         if not (self.crop is None or _is_size(self.crop)):
             raise ConfigError(
-                f"crop={self.crop!r} is no size; use a pair (H, W) of positive integers, or None"
+                f"crop={self.crop!r} is no size; use a pair (H, W) of positive integers, or None."
             )
         for field, allowed in (
             ("interpolation", INTERPOLATIONS),
@@ -81,20 +81,20 @@ class Preprocessing:
         ):
             if getattr(self, field) not in allowed:
                 raise ConfigError(
-                    f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(allowed)}"
+                    f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(allowed)}."
                 )
         for field in ("mean", "std"):
             if not _is_triple(getattr(self, field)):
                 raise ConfigError(
                     f"{field}={getattr(self, field)!r} must be a tuple of three finite numbers, "
-                    f"one per channel in the order {self.channel_order}"
+                    f"one per channel in the order {self.channel_order}."
                 )
         if min(self.std) <= 0:
-            raise ConfigError(f"std={self.std!r} must be positive; 1.0 leaves the values alone")
+            raise ConfigError(f"std={self.std!r} must be positive; 1.0 leaves the values alone.")
         if min(self.mean) < 0 or max(self.mean) > self._white:
             raise ConfigError(
                 f"mean={self.mean!r} lies outside value_range={self.value_range!r}; "
-                "give the mean on that scale, or set the other value_range"
+                "give the mean on that scale, or set the other value_range."
             )
 
     @property
@@ -120,7 +120,7 @@ class Preprocessing:
         if set(fields) != known:
             raise ConfigError(
                 f"preprocessing has unknown fields {sorted(set(fields) - known)} and lacks "
-                f"{sorted(known - set(fields))}; give exactly {', '.join(sorted(known))}"
+                f"{sorted(known - set(fields))}; give exactly {', '.join(sorted(known))}."
             )
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
@@ -144,7 +144,7 @@ class Preprocessing:
             return dataclasses.replace(self, resize=size, crop=None)
         if not is_positive_int(size):
             raise ConfigError(
-                f"size={size!r} is no size; use a positive integer, a pair (H, W), or None"
+                f"size={size!r} is no size; use a positive integer, a pair (H, W), or None."
             )
         if isinstance(self.resize, tuple):
             return dataclasses.replace(self, resize=(size, size), crop=None)

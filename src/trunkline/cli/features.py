@@ -1,0 +1,188 @@
+"""``trunkline features``: the maps of one photo, as a table, as JSON, in a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trunkline.cli.output import one_line, print_json, print_table
+from trunkline.errors import ConfigError, LevelIndexError
+
+if TYPE_CHECKING:
+    from trunkline.extraction.features import FeatureMap
+    from trunkline.preprocessing import Preprocessing
+
+_LEVELS = re.compile(r"-?\d+(,-?\d+)*")
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+def features_command(  # one parameter per flag, one entry per key of the report
+    image: Annotated[str, typer.Argument(help="A photo: JPEG, PNG, TIFF, WebP, GIF, ...")],
+    backbone: Annotated[str, typer.Option(help="Its name; `trunkline list` shows all.")],
+    levels: Annotated[
+        str,
+        typer.Option(
+            metavar="INDEX...",
+            help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32; -1 is the last. "
+            "Every number after the flag counts.",
+        ),
+    ] = "0,1,2,3",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HxW|original",
+            help="N: cropped to NxN as the weights expect. HxW: the whole photo, squeezed to that. "
+            "original: as it is. Default: what the weights expect.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="none|PATH", help="A checkpoint; none is a random network.")
+    ] = "none",
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
+    ] = 0,
+    out: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compute the feature maps of one photo."""
+    import torch  # all of these when the verb runs: --help does not need them
+
+    import trunkline
+    from trunkline.extraction.features import features, preprocessing_of, save_features
+    from trunkline.images import decode_image
+
+    return_idx = parse_levels(levels)
+    photo = decode_image(image)
+    random = weights == "none"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = trunkline.create_backbone(
+            backbone, weights=None if random else weights, return_idx=return_idx
+        )
+    chosen = preprocessing_of(network)
+    if size is not None:
+        chosen = chosen.with_size(parse_size(size))
+    maps = features(photo, network, preprocessing=chosen)
+    origin = f"none (random, seed {seed})" if random else weights
+    if out is not None:
+        save_features(maps, out, metadata={"weights": one_line(origin)})
+    report = {
+        "image": image,
+        "image_size": [photo.height, photo.width],
+        "input_size": list(chosen.output_size(photo.height, photo.width)),
+        "backbone": maps[0].model,
+        "weights": None if random else weights,
+        "seed": seed if random else None,
+        "preprocessing": chosen.to_dict(),
+        "maps": [_as_dict(one) for one in maps],
+        "out": out,
+    }
+    _print_report(report, maps, chosen, as_json=as_json)
+
+
+def join_levels(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--levels 0 1 2`` as ``--levels=0,1,2``.
+
+    Options of the parser take one value each. Every following argument that is an index, or a
+    list of them with commas, belongs to the flag.
+    """
+    joined: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return [*joined, argument, *rest]
+        if argument == "--levels":
+            indices = []
+            while rest and _LEVELS.fullmatch(rest[0]):
+                indices.append(rest.pop(0))
+            if indices:
+                argument = f"--levels={','.join(indices)}"
+        joined.append(argument)
+    return joined
+
+
+def parse_levels(text: str) -> tuple[int, ...]:
+    """Return the indices in a text such as ``"3,1"``, in its order.
+
+    Raises:
+        LevelIndexError: anything but integers and commas.
+    """
+    if not _LEVELS.fullmatch(text):
+        raise LevelIndexError(
+            f"--levels got {text!r}; give indices from 0 to 3, or -4 to -1 counted from the last, "
+            "such as --levels 0 1 2 3."
+        )
+    return tuple(int(index) for index in text.split(","))
+
+
+def parse_size(text: str) -> int | tuple[int, int] | None:
+    """Return what ``Preprocessing.with_size`` takes.
+
+    Raises:
+        ConfigError: anything but N, HxW (from 1 pixel on) or ``original``.
+    """
+    if text == "original":
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None or 0 in (sides := [int(side) for side in match.groups() if side]):
+        raise ConfigError(
+            f"--size got {text!r}; give N or HxW in pixels from 1 on, such as 320 or 480x640, "
+            "or original."
+        )
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _as_dict(one: FeatureMap) -> dict[str, Any]:
+    # JSON has no NaN or infinity; broken weights can make them.
+    mean, std = (value if math.isfinite(value) else None for value in (one.mean, one.std))
+    return {
+        "level": one.level,
+        "stride": one.stride,
+        "name": one.name,
+        "shape": list(one.shape),
+        "dtype": one.dtype,
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _print_report(
+    report: dict[str, Any], maps: list[FeatureMap], chosen: Preprocessing, *, as_json: bool
+) -> None:
+    if report["weights"] is None:
+        typer.echo(
+            f"The network is RANDOM (--weights none, --seed {report['seed']}): "
+            "its maps carry no learned meaning.",
+            err=as_json,  # standard output is for the JSON alone
+        )
+    if as_json:
+        print_json(report)
+        return
+    height, width = report["image_size"]
+    in_height, in_width = report["input_size"]
+    typer.echo(f"image     {one_line(report['image'])} ({height}x{width})")
+    typer.echo(f"input     3x{in_height}x{in_width}: {chosen.describe()}")
+    typer.echo(f"backbone  {report['backbone']}, weights {one_line(report['weights'] or 'none')}\n")
+    print_table(
+        ["level", "stride", "shape", "dtype", "mean", "std"],
+        [
+            [
+                m.level,
+                m.stride,
+                "x".join(map(str, m.shape)),
+                m.dtype,
+                f"{m.mean:.6g}",
+                f"{m.std:.6g}",
+            ]
+            for m in maps
+        ],
+    )
+    if report["out"] is not None:
+        typer.echo(f"\nsaved     {one_line(report['out'])}")

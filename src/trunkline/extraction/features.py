@@ -1,0 +1,206 @@
+"""The feature maps of one photo, and a file to keep them in.
+
+In the file every map is one tensor, named by level and stride (``stage0_stride_4``), because two
+levels share a stride where ``output_stride`` replaces one by dilation. The file says in its
+metadata which network and which preprocessing the maps came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import trunkline
+from trunkline.backbones.backbone import Backbone
+from trunkline.errors import ConfigError, OutputError
+from trunkline.images import ImageSource, decode_image, preprocess
+from trunkline.preprocessing import IMAGENET, Preprocessing
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """One map of one photo, and where it comes from.
+
+    Attributes:
+        level: name of the level in the backbone, such as ``"stage2"``.
+        stride: pixels of the preprocessed image per position of the map.
+        tensor: (C, H/stride, W/stride), rounded up, on the backbone's device and in its dtype.
+        model: name of the backbone's variant, or of its class where it has none.
+        preprocessing: what was done to the photo.
+    """
+
+    level: str
+    stride: int
+    tensor: Tensor
+    model: str
+    preprocessing: Preprocessing
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in a file."""
+        return f"{self.level}_stride_{self.stride}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """Number format without torch's prefix, such as ``"float32"``."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def mean(self) -> float:
+        """Mean over all values, computed in float64."""
+        return float(self.tensor.double().mean())
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation over all values, computed in float64."""
+        return float(self.tensor.double().std(correction=0))
+
+
+def preprocessing_of(backbone: nn.Module) -> Preprocessing:
+    """Return what the backbone's weights expect; ``IMAGENET`` where they do not say.
+
+    Raises:
+        ConfigError: its attribute ``preprocessing`` holds something else.
+    """
+    stated = getattr(backbone, "preprocessing", None)
+    if stated is None:
+        return IMAGENET
+    if not isinstance(stated, Preprocessing):
+        raise ConfigError(
+            f"backbone.preprocessing is a {type(stated).__name__}; set a Preprocessing, or None."
+        )
+    return stated
+
+
+def features(
+    image: ImageSource, backbone: Backbone, *, preprocessing: Preprocessing | None = None
+) -> list[FeatureMap]:
+    """Compute the feature maps of one photo.
+
+    The network runs in eval mode and without gradients; afterwards every module is in the mode
+    it was in before.
+
+    Args:
+        image: a path, the bytes of a file, or a Pillow image.
+        backbone: where the photo goes, on the device and in the dtype that it has.
+        preprocessing: None takes the backbone's own, see ``preprocessing_of``.
+
+    Returns:
+        One map per level that the backbone returns, in that order.
+
+    Raises:
+        ImageError: the photo cannot be decoded.
+        InputError: the backbone does not take three channels.
+
+    Example:
+        >>> from trunkline import create_backbone
+        >>> maps = features("examples/cat.jpg", create_backbone("resnet18", return_idx=(0, 3)))
+        >>> [(m.level, m.stride, m.shape) for m in maps]
+        [('stage0', 4, (64, 56, 56)), ('stage3', 32, (512, 7, 7))]
+    """
+    chosen = preprocessing_of(backbone) if preprocessing is None else preprocessing
+    images = preprocess(decode_image(image), chosen)[None]  # (1, 3, H, W)
+    like = next((p for p in backbone.parameters() if p.is_floating_point()), images)
+    with _evaluating(backbone), torch.inference_mode():
+        outputs = backbone(images.to(like.device, like.dtype))
+    model = backbone.variant or type(backbone).__name__
+    return [
+        # A copy made outside inference mode is an ordinary tensor: a head may train on it.
+        FeatureMap(level.name, level.stride, output[0].clone(), model, chosen)
+        for level, output in zip(backbone.returned_levels, outputs, strict=True)
+    ]
+
+
+def save_features(
+    maps: Sequence[FeatureMap],
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the maps of one photo into a safetensors file, whole or not at all.
+
+    Args:
+        maps: from one call of ``features``; tensors are named by ``FeatureMap.name``.
+        path: ends in ``.safetensors``; missing folders are made, an old file is replaced.
+        metadata: more entries beside ``model``, ``levels``, ``strides``, ``preprocessing`` (the
+            last three as JSON, in the maps' order) and ``trunkline`` (the version).
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: no maps, two of one name, maps of different calls, or metadata that is not
+            text or takes one of the names above.
+        OutputError: the file cannot be written there.
+    """
+    target = Path(path)
+    header = _metadata(maps, metadata or {})
+    tensors = {one.name: one.tensor.contiguous() for one in maps}
+    if target.suffix != SUFFIX:
+        raise OutputError(f"{target} does not end in {SUFFIX}, the one format for maps; rename it.")
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; give the path of a file.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside in the same folder, so that the last step is a rename within one disk.
+        with tempfile.TemporaryDirectory(prefix=".trunkline-", dir=target.parent) as aside:
+            written = Path(aside, target.name)
+            written.write_bytes(save(tensors, header))
+            written.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror or error}; choose another place."
+        ) from error
+    return target
+
+
+def _metadata(maps: Sequence[FeatureMap], extra: Mapping[str, str]) -> dict[str, str]:
+    if not maps:
+        raise ConfigError("there are no maps to save; give what features() returned.")
+    names = [one.name for one in maps]
+    if len(set(names)) < len(names) or len({(m.model, m.preprocessing) for m in maps}) > 1:
+        raise ConfigError(
+            f"maps {', '.join(names)} do not come from one call of features(); "
+            "save those of each photo and backbone in a file of their own."
+        )
+    own = {
+        "model": maps[0].model,
+        "levels": json.dumps([one.level for one in maps]),
+        "strides": json.dumps([one.stride for one in maps]),
+        "preprocessing": json.dumps(maps[0].preprocessing.to_dict()),
+        "trunkline": trunkline.__version__,
+    }
+    if taken := sorted(own.keys() & extra.keys()):
+        raise ConfigError(f"metadata {', '.join(taken)} is written by save_features; rename yours.")
+    for key, value in extra.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ConfigError(f"metadata {key!r}: {value!r} must be text; convert it with str().")
+    return {**own, **extra}
+
+
+@contextmanager
+def _evaluating(backbone: nn.Module) -> Iterator[None]:
+    """Set eval mode, and give every module its own mode back: frozen parts differ from others."""
+    before = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -1,0 +1,208 @@
+"""The one documented resize, against results made by hand and from the definition."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from trunkline.errors import ConfigError, ImageError, InputError
+from trunkline.images import IMAGENET, Preprocessing, load_images, preprocess
+from trunkline.preprocessing import INTERPOLATIONS
+
+PLAIN = dataclasses.replace(
+    IMAGENET, resize=None, crop=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
+
+
+def saved(image: Image.Image, path: Path) -> Path:
+    image.save(path)
+    return path
+
+
+def triangle(source: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+    """Antialiased bilinear resize of the first axis, from its definition."""
+    scale = source.shape[0] / size
+    support = max(scale, 1.0)
+    out = np.zeros((size, *source.shape[1:]))
+    for i in range(size):
+        centre = (i + 0.5) * scale
+        near = np.arange(source.shape[0])
+        weight = np.clip(1 - np.abs(near + 0.5 - centre) / support, 0, None)
+        out[i] = np.tensordot(weight / weight.sum(), source, axes=(0, 0))
+    return out
+
+
+@pytest.mark.parametrize("size", [(31, 47), (47, 31), (9, 21)])
+def test_preprocess_equals_numpy_from_the_definition(size: tuple[int, int]) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    rule = dataclasses.replace(IMAGENET, resize=16, crop=(14, 14))
+    height, width = size
+    short = min(size)
+    new_h, new_w = int(16 * height / short), int(16 * width / short)
+    wide = triangle(photo.astype(np.float64).swapaxes(0, 1), new_w).swapaxes(0, 1)
+    resized = triangle(wide, new_h)
+    top, left = round((new_h - 14) / 2), round((new_w - 14) / 2)
+    cropped = resized[top : top + 14, left : left + 14] / 255
+    expected = ((cropped - IMAGENET.mean) / IMAGENET.std).transpose(2, 0, 1)
+    actual = preprocess(Image.fromarray(photo), rule)
+    assert actual.shape == (3, 14, 14)
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous()
+    # Pillow rounds to 8 bits after each of its two passes: at most 1 level, over the least std.
+    assert np.abs(actual.numpy() - expected).max() <= 1.01 / 255 / min(IMAGENET.std)
+
+
+def test_normalisation_by_hand() -> None:
+    image = Image.new("RGB", (1, 1), (255, 0, 51))
+    rule = dataclasses.replace(PLAIN, mean=(0.5, 0.25, 0.1), std=(0.5, 0.5, 0.1))
+    assert preprocess(image, rule).flatten().tolist() == pytest.approx([1.0, -0.5, 1.0])
+
+
+def test_bgr_0_to_255_as_caffe_has_it() -> None:
+    image = Image.new("RGB", (1, 1), (10, 20, 30))
+    rule = dataclasses.replace(
+        PLAIN, value_range="0..255", channel_order="BGR", mean=(3.0, 2.0, 1.0), std=(1.0, 2.0, 3.0)
+    )
+    assert preprocess(image, rule).flatten().tolist() == pytest.approx([27.0, 9.0, 3.0])
+
+
+def test_interpolation_reaches_pillow() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    for name in map(str.upper, INTERPOLATIONS):
+        interpolation: Any = name.lower()
+        rule = dataclasses.replace(
+            PLAIN, resize=8, interpolation=interpolation, value_range="0..255"
+        )
+        expected = Image.fromarray(photo).resize((8, 8), Image.Resampling[name])
+        actual = preprocess(Image.fromarray(photo), rule).permute(1, 2, 0)
+        assert (actual.numpy() == np.asarray(expected)).all()
+
+
+def test_crop_offset_rounds_half_to_even_as_torchvision_does() -> None:
+    row = Image.fromarray(np.arange(9, dtype=np.uint8)[None].repeat(3, 0))
+    rule = dataclasses.replace(PLAIN, value_range="0..255")
+    for width, first in ((9, 0), (8, 0), (7, 1), (6, 2), (4, 2), (2, 4)):
+        cropped = preprocess(row, dataclasses.replace(rule, crop=(3, width)))
+        assert cropped[0, 0].tolist() == list(range(first, first + width))
+
+
+def test_crop_beyond_the_image_is_black_before_normalisation() -> None:
+    white = Image.new("RGB", (1, 4), "white")
+    rule = dataclasses.replace(PLAIN, crop=(2, 4), mean=(0.5, 0.5, 0.5))
+    assert preprocess(white, rule)[0].tolist() == [[-0.5, 0.5, -0.5, -0.5]] * 2
+
+
+def test_warp_ignores_the_aspect_ratio() -> None:
+    rule = dataclasses.replace(IMAGENET, resize=(5, 7), crop=None)
+    assert preprocess(Image.new("RGB", (30, 10)), rule).shape == (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(300, 451), (451, 300), (1, 3), (97, 97), (500, 333)]
+)
+@pytest.mark.parametrize("resize", [None, 17, (12, 9)])
+@pytest.mark.parametrize("crop", [None, (14, 10)])
+def test_output_size_is_known_beforehand(height: int, width: int, resize: Any, crop: Any) -> None:
+    rule = dataclasses.replace(IMAGENET, resize=resize, crop=crop)
+    actual = preprocess(Image.new("RGB", (width, height)), rule)
+    assert rule.output_size(height, width) == tuple(actual.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "crop"),
+    [(224, 256, (224, 224)), (448, 512, (448, 448)), (1, 1, (1, 1))],
+)
+def test_with_size_keeps_the_ratio_of_resize_and_crop(
+    size: int, resize: int, crop: tuple[int, int]
+) -> None:
+    sized = IMAGENET.with_size(size)
+    assert (sized.resize, sized.crop) == (resize, crop)
+
+
+def test_with_size_of_other_kinds() -> None:
+    warp = IMAGENET.with_size((3, 5))
+    assert (warp.resize, warp.crop) == ((3, 5), None)
+    assert warp.with_size(7).resize == (7, 7)
+    original = IMAGENET.with_size(None)
+    assert original.output_size(11, 13) == (11, 13)
+    assert original.with_size(8).crop == (8, 8)
+    for wrong in (0, -3, True, (0, 4), (4,), 1.5):
+        size: Any = wrong
+        with pytest.raises(ConfigError, match=r"is no size; use a positive integer"):
+            IMAGENET.with_size(size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("resize", 0, r"resize=0 is no size; use a positive integer \(shorter side\)"),
+        ("resize", (3, 0), r"resize=\(3, 0\) is no size"),
+        ("crop", 224, r"crop=224 is no size; use a pair \(H, W\)"),
+        ("interpolation", "cubic", r"interpolation='cubic' is unknown; use one of .*bicubic"),
+        ("value_range", "-1..1", r"value_range='-1..1' is unknown; use one of 0..1, 0..255"),
+        ("channel_order", "GBR", r"channel_order='GBR' is unknown; use one of RGB, BGR"),
+        ("mean", (0.5, 0.5), r"mean=\(0.5, 0.5\) must be a tuple of three finite numbers"),
+        ("mean", (0.5, 0.5, float("nan")), r"must be a tuple of three finite numbers"),
+        ("std", (1.0, 0.0, 1.0), r"std=\(1.0, 0.0, 1.0\) must be positive"),
+        ("mean", (123.7, 116.3, 103.5), r"lies outside value_range='0..1'; give the mean on"),
+    ],
+)
+def test_preprocessing_is_checked_when_it_is_made(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(IMAGENET, **{field: value})
+
+
+@pytest.mark.parametrize("rule", [IMAGENET, IMAGENET.with_size((3, 4)), PLAIN])
+def test_preprocessing_survives_json(rule: Preprocessing) -> None:
+    assert Preprocessing.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+def test_preprocessing_from_dict_is_strict() -> None:
+    fields = IMAGENET.to_dict()
+    with pytest.raises(ConfigError, match=r"unknown fields \['size'\] and lacks \[\]; give"):
+        Preprocessing.from_dict({**fields, "size": 3})
+    del fields["mean"]
+    with pytest.raises(ConfigError, match=r"unknown fields \[\] and lacks \['mean'\]"):
+        Preprocessing.from_dict(fields)
+
+
+def test_describe_names_every_step() -> None:
+    assert IMAGENET.describe() == ("shorter side 256 (bilinear), centre crop 224x224, RGB in 0..1")
+    assert IMAGENET.with_size((3, 4)).describe() == "warp to 3x4 (bilinear), RGB in 0..1"
+    assert PLAIN.describe() == "no resize, RGB in 0..1"
+
+
+def test_load_images_keeps_the_order(tmp_path: Path) -> None:
+    paths = [
+        saved(Image.new("RGB", (9, 6 + i), (60 * i, 0, 0)), tmp_path / f"{i}.png")
+        for i in (2, 0, 1)
+    ]
+    rule = dataclasses.replace(PLAIN, resize=(4, 4), value_range="0..255")
+    batch = load_images(paths, rule)
+    assert batch.shape == (3, 3, 4, 4)
+    assert batch[:, 0, 0, 0].tolist() == [120, 0, 60]
+
+
+def test_load_images_refuses_what_makes_no_batch(tmp_path: Path) -> None:
+    paths = [saved(Image.new("L", (9, 6 + i)), tmp_path / f"{i}.png") for i in (0, 1)]
+    with pytest.raises(
+        InputError, match=r"image 0 is 6x9 and image 1 is 7x9.*set a crop or a warp"
+    ):
+        load_images(paths, PLAIN)
+    with pytest.raises(InputError, match=r"got no image; give at least one"):
+        load_images([])
+    with pytest.raises(InputError, match=r"put a single one into a list"):
+        load_images(str(paths[0]))
+
+
+def test_bomb_that_only_the_resize_makes() -> None:
+    with pytest.raises(ImageError, match=r"1x90000 would be 256x23040000 after resize=256"):
+        preprocess(Image.new("RGB", (1, 90_000)))
