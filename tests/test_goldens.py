@@ -26,7 +26,7 @@ def test_every_variant_of_up_to_100_million_parameters_has_a_golden() -> None:
         if trunkline.info(name).num_parameters <= goldens.LARGEST
     }
     assert {path.stem for path in STORED} == wanted
-    assert len(wanted) == 57
+    assert len(wanted) == 59
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)

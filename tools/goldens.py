@@ -67,9 +67,11 @@ def main() -> int:
     """Compare or write every golden; return the number of differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the files anew")
-    update = parser.parse_args().update
+    parser.add_argument("variants", nargs="*", help="only these; all if none is given")
+    arguments = parser.parse_args()
+    update = arguments.update
     wrong = 0
-    for variant in list_backbones():
+    for variant in arguments.variants or list_backbones():
         if info(variant).num_parameters > LARGEST:
             continue
         arrays, peer = golden(variant)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,20 @@ def _timm(name: str, layout: Layout, modules: list[str], **kwargs: bool) -> Peer
     return Peer("timm", name, layout, True, build, lambda m, x: _hooked(m, x, modules), **kwargs)
 
 
+def _timm_caffe(name: str) -> Peer:
+    """Return timm's network with the stride of every stage moved where Caffe had it."""
+    plain = _timm(name, TIMM_RESNET, ["act1", *_LAYERS])
+
+    def build() -> nn.Module:
+        model = plain.build()
+        for layer in _LAYERS[1:]:
+            first: Any = model.get_submodule(f"{layer}.0")
+            first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
+        return model
+
+    return replace(plain, name=f"{name}, stride moved into the first 1x1", build=build)
+
+
 def _torchvision(name: str, layout: Layout, modules: list[str]) -> Peer:
     def build() -> nn.Module:
         import torchvision
@@ -240,6 +254,8 @@ def peers_of(backbone: Backbone) -> list[Peer]:
         if not getattr(backbone.architecture, "bottleneck", False):
             return [rtdetr]
         return [rtdetr, _timm(variant.replace("vd", "d"), TIMM_RESNET, ["act1", *_LAYERS])]
+    if variant.endswith("-caffe"):
+        return [_timm_caffe(variant.removesuffix("-caffe"))]
     name = variant.replace("-", "_")
     found = [_timm(name, TIMM_RESNET, ["act1", *_LAYERS])]
     if variant in _TORCHVISION_RESNETS:

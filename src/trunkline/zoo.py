@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
 from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import (
     ALL_STAGES,
+    Architecture,
     Backbone,
     Level,
     Options,
     resolve_variant,
 )
+from trunkline.backbones.blocks import NormStandIn
 from trunkline.errors import ConfigError
 
 # A row a family: where its variants and other libraries' names for them stand.
@@ -99,6 +101,17 @@ def canonical_name(name: str) -> str:
     return resolve_variant(name, _FAMILY, _ALIASES)
 
 
+def variant_config(name: str) -> Architecture:
+    """Return the config of a variant.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+    """
+    variant = canonical_name(name)
+    configs: Mapping[str, Architecture] = _MODULES[_FAMILY[variant]].VARIANTS
+    return configs[variant]
+
+
 def list_backbones(family: str | None = None) -> list[str]:
     """Return the names of all variants, or of one family, in the families' own order.
 
@@ -113,17 +126,6 @@ def list_backbones(family: str | None = None) -> list[str]:
     return [name for name, of in _FAMILY.items() if family in (None, of)]
 
 
-class _NormSize(nn.Module):
-    """As many parameters as a norm, and no work: PyTorch is slow at norms on the meta device."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.affine = nn.Parameter(torch.empty(2, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 @cache
 def info(name: str) -> BackboneInfo:
     """Return what is known of a variant, without computing or storing a single weight.
@@ -136,7 +138,7 @@ def info(name: str) -> BackboneInfo:
     """
     variant = canonical_name(name)
     with torch.device("meta"):
-        backbone = create_backbone(variant, norm=_NormSize, act=nn.Identity)
+        backbone = create_backbone(variant, norm=NormStandIn, act=nn.Identity)
     return BackboneInfo(
         name=variant,
         family=_FAMILY[variant],

@@ -30,6 +30,7 @@ from trunkline.backbones.blocks import (
     make_norm,
 )
 from trunkline.errors import ConfigError, InputError, LevelIndexError, UnknownVariantError
+from trunkline.preprocessing import Preprocessing
 
 NUM_STAGES = 4
 ALL_STAGES = (0, 1, 2, 3)
@@ -49,6 +50,9 @@ class Architecture(Protocol):
     """What a family says of one network, and how it builds the parts."""
 
     family: ClassVar[str]
+
+    def __hash__(self) -> int:
+        """Configs are frozen, so that what is known of one can be kept."""
 
     @property
     def stem_channels(self) -> int:
@@ -308,7 +312,7 @@ class Backbone(nn.Module):
         chosen = BackboneOptions(return_idx=return_idx, **options)
         self.architecture = architecture
         self.variant = variant
-        self.preprocessing: Any = None
+        self.preprocessing: Preprocessing | None = None
         self.in_channels = chosen.in_channels
         self._order = resolve_indices(chosen.return_idx)
         self._return_stem = chosen.return_stem

@@ -114,6 +114,26 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
+class NormStandIn(nn.Module):
+    """Names and shapes of ``nn.BatchNorm2d`` without values or work.
+
+    For networks on the meta device that are only asked what they hold: PyTorch takes milliseconds
+    to set up and run a real norm there.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_features))
+        self.bias = nn.Parameter(torch.empty(num_features))
+        self.register_buffer("running_mean", torch.empty(num_features))
+        self.register_buffer("running_var", torch.empty(num_features))
+        self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is given."""
+        return x
+
+
 def _group_norm(channels: int) -> nn.Module:
     # 32 groups (Wu & He 2018, arXiv:1803.08494) where they divide the width; RegNet's widths are
     # multiples of 8 only, so the largest common divisor stands in.
@@ -374,16 +394,22 @@ class Checkpointed(nn.Module, ABC):
 
 @contextmanager
 def _statistics_held(module: nn.Module) -> Iterator[None]:
-    """Keep batch norms below ``module`` from counting a second pass over the same batch."""
+    """Keep batch norms below ``module`` from counting a second pass over the same batch.
+
+    A momentum of 0 leaves the statistics where they are. Not tracking them would save fewer tensors
+    for backward than the first pass did, which ``checkpoint`` refuses.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    tracked = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    held = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, (_, counter) in zip(norms, held, strict=True):
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if counter is None else counter.clone()
     try:
         yield
     finally:
-        for norm, track in zip(norms, tracked, strict=True):
-            norm.track_running_stats = track
+        for norm, (momentum, counter) in zip(norms, held, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
 
 
 class ResidualBlock(Checkpointed):
@@ -449,7 +475,11 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """x + f(x); f = 1×1, 3×3 [in groups] [+ SE], 1×1. The stride is in the 3×3 ("v1.5")."""
+    """x + f(x); f = 1×1, 3×3 [in groups] [+ SE], 1×1.
+
+    The stride is in the 3×3 ("v1.5") unless ``stride_in_1x1`` puts it into the first 1×1, where
+    the paper and Caffe had it.
+    """
 
     def __init__(
         self,
@@ -461,17 +491,19 @@ class Bottleneck(ResidualBlock):
         *,
         groups: int = 1,
         squeezed: int = 0,
+        stride_in_1x1: bool = False,
         shortcut: nn.Module | None = None,
     ) -> None:
         super().__init__(shortcut, layers)
-        self.conv1 = ConvNormAct(in_channels, mid_channels, 1, layers)
+        early = sampling.stride if stride_in_1x1 else 1
+        self.conv1 = ConvNormAct(in_channels, mid_channels, 1, layers, stride=early)
         self.conv2 = ConvNormAct(
             mid_channels,
             mid_channels,
             3,
             layers,
-            stride=sampling.stride,
-            dilation=sampling.first_dilation,
+            stride=1 if stride_in_1x1 else sampling.stride,
+            dilation=sampling.dilation if stride_in_1x1 else sampling.first_dilation,
             groups=groups,
         )
         self.se = SqueezeExcitation(mid_channels, squeezed, layers) if squeezed else None

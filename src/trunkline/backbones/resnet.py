@@ -6,7 +6,9 @@ arXiv:1812.01187 (section 4: deep stem and pooled shortcut of -C and -D).
 References: torchvision ``models/resnet.py``, timm ``models/resnet.py``, RT-DETR ``presnet.py``.
 
 Deliberate choices:
-- the stride of a bottleneck is in its 3×3 convolution ("v1.5"), as in all of the references;
+- the stride of a bottleneck is in its 3×3 convolution ("v1.5"), as in all of the references; the
+  paper's place, the first 1×1, is kept for the files that were trained so (``…-caffe``): their
+  shapes fit the other network too, and would load into it without a word;
 - the stem ends at stride 2; the max-pool that reaches stride 4 opens stage 0;
 - vd (Paddle, RT-DETR) gives stage 0 a projection even where the width does not change, which
   makes its 18 and 34 differ from timm's resnet18d and resnet34d.
@@ -60,6 +62,7 @@ class ResNetConfig:
         stem_widths: One entry: a 7×7 convolution; three: a deep stem of 3×3 convolutions.
         pooled_shortcut: Halve in the shortcut by a 2×2 average pool, not by a stride (-D).
         project_first: Give stage 0 a projection in any case (vd).
+        stride_in_1x1: Halve in the first 1×1 of a bottleneck, not in its 3×3 (Caffe).
 
     Raises:
         ConfigError: A value outside what is allowed.
@@ -75,6 +78,7 @@ class ResNetConfig:
     stem_widths: tuple[int, ...] = (64,)
     pooled_shortcut: bool = False
     project_first: bool = False
+    stride_in_1x1: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem_widths", tuple(self.stem_widths))
@@ -95,10 +99,13 @@ class ResNetConfig:
                 "stem_widths must be one width (7×7 stem) or three (deep 3×3 stem), "
                 f"got {self.stem_widths}."
             )
-        if not self.bottleneck and (self.groups, self.width_per_group) != (1, 64):
+        if not self.bottleneck and (
+            (self.groups, self.width_per_group) != (1, 64) or self.stride_in_1x1
+        ):
             raise ConfigError(
-                "groups and width_per_group need bottleneck blocks, which start at depth 50; "
-                f"got groups={self.groups}, width_per_group={self.width_per_group} without."
+                "groups, width_per_group and stride_in_1x1 need bottleneck blocks, which start at "
+                f"depth 50; got groups={self.groups}, width_per_group={self.width_per_group}, "
+                f"stride_in_1x1={self.stride_in_1x1} without."
             )
 
     @property
@@ -169,7 +176,14 @@ class ResNetConfig:
             return BasicBlock(in_channels, out_channels, sampling, layers, shortcut=shortcut)
         mid = self.width * 2**index * self.width_per_group // 64 * self.groups
         return Bottleneck(
-            in_channels, mid, out_channels, sampling, layers, groups=self.groups, shortcut=shortcut
+            in_channels,
+            mid,
+            out_channels,
+            sampling,
+            layers,
+            groups=self.groups,
+            stride_in_1x1=self.stride_in_1x1,
+            shortcut=shortcut,
         )
 
 
@@ -200,6 +214,8 @@ VARIANTS: dict[str, ResNetConfig] = {
     "resnext101-32x4d": replace(_101, groups=32, width_per_group=4),
     "resnext101-32x8d": replace(_101, groups=32, width_per_group=8),
     "resnext101-64x4d": replace(_101, groups=64, width_per_group=4),
+    "resnet50-caffe": replace(_50, stride_in_1x1=True),
+    "resnet101-caffe": replace(_101, stride_in_1x1=True),
     "wide-resnet50-2": replace(_50, width_per_group=128),
     "wide-resnet101-2": replace(_101, width_per_group=128),
 }
