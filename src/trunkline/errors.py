@@ -8,6 +8,7 @@
     │   └── LevelIndexError               return_idx: out of range, repeated, empty, not an integer
     ├── InputError (ValueError)           images that a backbone cannot take: rank, channels, dtype
     ├── ImageError (ValueError)           a file that is not a readable photo, or is too large
+    ├── OutputError (OSError)             a place that a file cannot be written to
     └── WeightsError (RuntimeError)       weights that cannot be had or do not fit
         ├── WeightsNotFoundError          no such file, tag or repository, or no way to get it
         │   └── OfflineError              it would need the network, which is switched off

@@ -1,0 +1,234 @@
+"""Hosts on 127.0.0.1 that serve weight files well, or badly in every way that hosts do.
+
+Tests have them as the fixtures ``file_host`` and ``loopback_hub``; scripts can start them as well:
+
+    hub = LoopbackHub()
+    os.environ["HF_ENDPOINT"] = hub.origin
+    address = hub.add_file("timm/dla34.in1k", "model.safetensors", content)
+    hub.close()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+Answer = Callable[["Handler", bytes], None]
+"""What a host does instead of serving the file well; gets the file."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request, answered as the host's script says."""
+
+    protocol_version = "HTTP/1.1"
+    host: FileHost
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Answer with the script's next entry for this path, else serve the file."""
+        path = unquote(self.path.partition("?")[0])
+        answer = self.host.note(self.command, path, dict(self.headers))
+        body = self.host.files.get(path)
+        if answer is not None:
+            answer(self, body or b"")
+        elif body is None:
+            self.reply(404, b"nothing here")
+        else:
+            self.serve(body)
+
+    do_HEAD = do_GET  # noqa: N815 - http.server's own name
+
+    def serve(self, body: bytes, **headers: str) -> None:
+        """Serve a file as good hosts do: with its length, an ETag and byte ranges."""
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        headers = {"ETag": etag, "Accept-Ranges": "bytes", **headers}
+        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if not found or self.headers.get("If-Range", etag) != etag:
+            self.reply(200, body, **headers)
+        elif (start := int(found[1])) >= len(body):
+            self.reply(416, b"", **{"Content-Range": f"bytes */{len(body)}"})
+        else:
+            reach = f"bytes {start}-{len(body) - 1}/{len(body)}"
+            self.reply(206, body[start:], **{**headers, "Content-Range": reach})
+
+    def reply(self, status: int, body: bytes, **headers: str) -> None:
+        """Send a whole answer."""
+        self.head(status, **{"Content-Length": str(len(body)), **headers})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def head(self, status: int, **headers: str) -> None:
+        """Send the first part of an answer; ``Content_Type`` becomes ``Content-Type``."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: clients that hang up, or are killed, are what is tested."""
+
+
+class FileHost:
+    """A web server on 127.0.0.1 that notes what it is asked and misbehaves on demand."""
+
+    def __init__(self) -> None:
+        handler = type("BoundHandler", (Handler,), {"host": self})
+        self._server = _Server(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._lock = threading.Lock()
+        self.files: dict[str, bytes] = {}
+        self.script: dict[str, list[Answer]] = defaultdict(list)
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.over = threading.Event()
+        self._thread.start()
+
+    @property
+    def origin(self) -> str:
+        """``http://127.0.0.1:PORT``."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def add(self, path: str, body: bytes, *answers: Answer) -> str:
+        """Serve a file, after the given answers have been given once each; return its URL."""
+        self.files[path] = body
+        self.script[path] = list(answers)
+        return self.origin + path
+
+    def note(self, method: str, path: str, headers: dict[str, str]) -> Answer | None:
+        """Remember a request; return what the script says to it."""
+        with self._lock:
+            self.requests.append((method, path, headers))
+            answers = self.script[path]
+            return answers.pop(0) if answers else None
+
+    def count(self, path: str, method: str = "GET") -> int:
+        """Return how often a path was asked for."""
+        return sum((method, path) == request[:2] for request in self.requests)
+
+    def close(self) -> None:
+        """Stop serving, and let go of whoever is kept waiting."""
+        self.over.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class LoopbackHub(FileHost):
+    """A Hugging Face endpoint: files by revision, and the list of a repository's files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+
+    def add_file(
+        self,
+        repo: str,
+        file: str,
+        content: bytes,
+        *answers: Answer,
+        revision: str = "main",
+        large: bool = True,
+    ) -> str:
+        """Put a file into a repository; return its ``hf://`` address.
+
+        Args:
+            repo: ``owner/name``.
+            file: Its path there.
+            content: What it holds.
+            answers: What GETs of the file are answered before it is served.
+            revision: The branch that it is on.
+            large: Whether the Hub keeps it by its sha256, as it does with weights.
+        """
+        commit = hashlib.sha1(f"{repo} {revision}".encode()).hexdigest()  # noqa: S324 - git's
+        git = hashlib.sha1(content).hexdigest()  # noqa: S324 - git's
+        etag = hashlib.sha256(content).hexdigest() if large else git
+
+        def serve(handler: Handler, _: bytes) -> None:
+            if handler.command == "GET" and pending:
+                pending.pop(0)(handler, content)
+                return
+            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{etag}"'}
+            handler.serve(content, **{"X-Repo-Commit": commit, "ETag": f'"{etag}"', **linked})
+
+        pending = list(answers)
+        for name in (revision, commit):
+            path = f"/{repo}/resolve/{name}/{file}"
+            self.files[path] = content
+            self.script[path] = _Always(serve)
+            self.listed[repo][name].append(file)
+            self._list(repo, name, commit)
+        suffix = "" if revision == "main" else f"@{revision}"
+        return f"hf://{repo}/{file}{suffix}"
+
+    def gets(self, file: str) -> int:
+        """Return how often a file was downloaded."""
+        return sum(m == "GET" and path.endswith(f"/{file}") for m, path, _ in self.requests)
+
+    def _list(self, repo: str, revision: str, commit: str) -> None:
+        siblings = [{"rfilename": file} for file in self.listed[repo][revision]]
+        about = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []}
+
+        def serve(handler: Handler, _: bytes) -> None:
+            handler.reply(200, json.dumps(about).encode(), Content_Type="application/json")
+
+        self.script[f"/api/models/{repo}/revision/{revision}"] = _Always(serve)
+        if revision == "main":
+            self.script[f"/api/models/{repo}"] = _Always(serve)
+
+
+class _Always(list[Answer]):
+    """A script of one entry that is never used up."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__([answer])
+
+    def pop(self, _: Any = -1) -> Answer:
+        return self[0]
+
+
+def fails(status: int, **headers: str) -> Answer:
+    """Answer with a status, and with headers such as ``Retry_After="1"``."""
+    return lambda handler, _: handler.reply(status, b"no", **headers)
+
+
+def cuts(at: int, **extra: str) -> Answer:
+    """Promise the whole file, send its beginning, hang up."""
+
+    def answer(handler: Handler, body: bytes) -> None:
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        handler.head(200, **{"Content-Length": str(len(body)), "ETag": etag, **extra})
+        handler.wfile.write(body[:at])
+        handler.close_connection = True
+
+    return answer
+
+
+def stalls(at: int = 0) -> Answer:
+    """Send the beginning, then nothing until the test is over."""
+
+    def answer(handler: Handler, body: bytes) -> None:
+        if at:
+            handler.head(200, Content_Length=str(len(body)), ETag='"stalled"')
+            handler.wfile.write(body[:at])
+            handler.wfile.flush()
+        handler.host.over.wait(20)
+        handler.close_connection = True
+
+    return answer
+
+
+def moved(to: str) -> Answer:
+    """Redirect."""
+    return lambda handler, _: handler.reply(302, b"", Location=to)
