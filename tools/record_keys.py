@@ -21,7 +21,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +42,7 @@ def layouts() -> list[str]:
     return sorted(path.name.removesuffix(".json.gz") for path in RECORDED.glob("*.json.gz"))
 
 
+@cache
 def document(layout: str) -> dict[str, Any]:
     """Return all that is recorded of a layout."""
     with gzip.open(RECORDED / f"{layout}.json.gz", "rt", encoding="utf-8") as file:
