@@ -1,0 +1,288 @@
+"""Checkpoint files of every upstream → plainly named tensors; no code in a file is ever run.
+
+``read_checkpoint`` goes by what is in a file, not by its suffix:
+
+* *safetensors*, through the library of that name;
+* *torch-zip* and *torch-legacy*, what ``torch.save`` writes and wrote (``torch_files``);
+* *numpy-pickle*, dictionaries of numpy arrays as detectron2, Caffe2 and Paddle write them.
+
+All pickles go through the restricted machine of ``unpickling``. Tensors are views of the mapped
+file, copied on the first write to them, so a file costs its own size in memory once and is never
+changed. Whoever keeps them beyond the file's life clones them: a file that another process cuts
+short takes its pages with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trunkline.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
+from trunkline.weights.reading.records import Array
+from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
+from trunkline.weights.reading.unpickling import Unpickler
+from trunkline.weights.reading.unwrapping import Leaf, scalars, unwrap
+
+_HASH_CHUNK = 1 << 20
+_MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
+_SLACK_BYTES = 1 << 16
+
+_FOREIGN = (  # (where, bytes, what it is and what to do)
+    (0, b"\x1f\x8b", "a gzip archive. Unpack it first"),
+    (0, b"BZh", "a bzip2 archive. Unpack it first"),
+    (0, b"\xfd7zXZ", "an xz archive. Unpack it first"),
+    (0, b"7z\xbc\xaf", "a 7z archive. Unpack it first"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
+    (0, b"\x89HDF", "an HDF5 file, which Keras writes. Convert it to safetensors"),
+    (0, b"\x93NUMPY", "a single numpy array without a name"),
+    (0, b"GGUF", "a GGUF file, which holds language models"),
+    (257, b"ustar", "a tar archive. Unpack it; if PyTorch 0.1 wrote it, save it again with 1.0"),
+)
+_TEXTS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run `git lfs pull`"),
+    (b"<", "a page of HTML or XML, probably an error that was saved. Download the file again"),
+    (b"", "text, not a checkpoint. Download the file again"),
+)
+_TEXT_PICKLES = b"(c]}"  # what a dictionary or list of protocol 0 begins with
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: By their plain names, on the CPU, in the file's dtypes; views of the file.
+        format: ``"safetensors"``, ``"torch-zip"``, ``"torch-legacy"`` or ``"numpy-pickle"``.
+        container: The keys that led to them, such as ``"ema.module"``; "" for none.
+        prefix: What was taken off the names, such as ``"module.backbone."``.
+        notes: What the reader decided or left aside, one sentence each.
+        metadata: Of safetensors; of other formats the numbers and short texts beside the
+            container, such as ``epoch``, ``arch`` or detectron2's ``__author__``.
+        sha256: Of the whole file, where it was asked for, else "".
+    """
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    format: str
+    container: str = ""
+    prefix: str = ""
+    notes: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, prefer_ema: bool = True, hashed: bool = False
+) -> Checkpoint:
+    """Read the tensors of a checkpoint, without running anything that is in it.
+
+    Args:
+        path: The file. What it is, is seen from its content.
+        prefer_ema: Of weights as trained and weights averaged over training, take the averaged.
+        hashed: Give the file's sha256 too, which reads it once more.
+
+    Returns:
+        The tensors by their plain names, and how they were found.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        UnsafeCheckpointError: A pickle asks for more than arrays and plain containers.
+        CheckpointError: It is not a checkpoint, damaged, cut off, or without tensors.
+
+    Example:
+        >>> checkpoint = read_checkpoint("resnet50.pth")  # doctest: +SKIP
+        >>> checkpoint.format, checkpoint.container  # doctest: +SKIP
+        ('torch-zip', 'state_dict')
+    """
+    path = Path(path)
+    with _naming(path):
+        return _read(path, prefer_ema=prefer_ema, hashed=hashed)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file in hexadecimal, read piece by piece.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        CheckpointError: It cannot be read.
+    """
+    path = Path(path)
+    with _naming(path):
+        return _sha256(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise type(error)(f"{path} {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    _check_file(path)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_HASH_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
+    data = _mapped(path)
+    _refuse_foreign(data)
+    root: object
+    if _is_safetensors(path, data):
+        kind = "safetensors"
+        metadata, root = _read_safetensors(path)
+    else:
+        kind, root = _read_pickled(data)
+        metadata = scalars(root)
+    found = unwrap(root, prefer_ema=prefer_ema)
+    _check_claims(found.leaves, data.nbytes)
+    tensors = {
+        name: leaf.tensor() if isinstance(leaf, Array) else leaf
+        for name, leaf in found.leaves.items()
+    }
+    _release(data)
+    return Checkpoint(
+        tensors=tensors,
+        format=kind,
+        container=found.container,
+        prefix=found.prefix,
+        notes=(*found.notes, *_dtype_notes(tensors)),
+        metadata=metadata,
+        sha256=_sha256(path) if hashed else "",
+    )
+
+
+def _check_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsNotFoundError(f"no file {path}; give the path of a checkpoint.") from error
+    except (OSError, ValueError) as error:  # no permission, a name too long, a null in it
+        raise CheckpointError(f"cannot be opened: {error}.") from error
+    if stat.S_ISDIR(mode):
+        raise CheckpointError("is a folder; give the path of the file in it.")
+    if not stat.S_ISREG(mode):
+        raise CheckpointError("is not a regular file; copy its content into one.")
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return the file's content as memory that may be written to, without changing the file."""
+    _check_file(path)
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise CheckpointError("is empty. Download it again.")
+            try:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            except (OSError, ValueError):  # a file system that cannot map
+                return memoryview(bytearray(file.read()))
+    except OSError as error:
+        raise CheckpointError(f"cannot be opened: {error.strerror}.") from error
+
+
+def _release(data: memoryview) -> None:
+    """Give back the pages that checksums and copies have touched; views load them again."""
+    if isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.obj.madvise(mmap.MADV_DONTNEED)
+
+
+def _refuse_foreign(data: memoryview) -> None:
+    head = bytes(data[:512])
+    for start, signature, what in _FOREIGN:
+        if head[start : start + len(signature)] == signature:
+            raise CheckpointError(f"is {what}.")
+    if _is_text(head) and head[0] not in _TEXT_PICKLES:
+        raise _is_only_text(head)
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
+
+
+def _is_only_text(head: bytes) -> CheckpointError:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    what = next(what for beginning, what in _TEXTS if text.startswith(beginning))
+    return CheckpointError(f"is {what}. It begins {head[:60].decode('utf-8', 'replace')!r}.")
+
+
+def _is_safetensors(path: Path, data: memoryview) -> bool:
+    if path.suffix == ".safetensors":
+        return True
+    # Eight bytes of header length, then JSON; no pickle and no zip begins so.
+    return data.nbytes > 8 and data[8] == ord("{") and not any(data[5:8])
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"is not a safetensors file, or a damaged one ({reason}). Download it again."
+        ) from error
+
+
+def _read_pickled(data: memoryview) -> tuple[str, object]:
+    if bytes(data[:4]) == b"PK\x03\x04":
+        return "torch-zip", read_zip(data)
+    unpickler = Unpickler(data)
+    try:
+        first = unpickler.load()
+    except UnsafeCheckpointError:
+        raise
+    except CheckpointError as error:
+        head = bytes(data[:512])
+        if _is_text(head):
+            raise _is_only_text(head) from error
+        raise
+    if type(first) is int and first == LEGACY_MAGIC:
+        return "torch-legacy", read_legacy(data, unpickler.position)
+    if unpickler.position != data.nbytes:
+        raise CheckpointError(
+            f"is damaged: {data.nbytes - unpickler.position} bytes follow its end. "
+            "Download it again."
+        )
+    return "numpy-pickle", first
+
+
+def _check_claims(leaves: Mapping[str, Leaf], file_bytes: int) -> None:
+    """Refuse many views of the same bytes, which would fill memory once they are copied."""
+    claimed = sum(leaf.nbytes for leaf in leaves.values())
+    if claimed > _MAX_CLAIM * file_bytes + _SLACK_BYTES:
+        raise CheckpointError(
+            f"claims {claimed} bytes of tensors in {file_bytes} bytes: the same numbers again and "
+            "again. No network needs that."
+        )
+
+
+def _dtype_notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    unusual: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            unusual[tensor.dtype] = unusual.get(tensor.dtype, 0) + 1
+    return tuple(
+        f"{str(dtype).removeprefix('torch.')} kept: {count} tensors"
+        for dtype, count in unusual.items()
+    )

@@ -1,0 +1,265 @@
+"""The two formats of ``torch.save``: a zip archive, and before PyTorch 1.6 a row of pickles.
+
+Both hold one pickle that describes tensors, and the storages that it refers to. The pickle goes
+through ``unpickling``, the storages stay in the mapped file. The rules of
+``torch.load(weights_only=True)`` hold here and some more: no tensor subclasses, sparse or quantized
+tensors; no compressed archive members, which ``torch.save`` never writes and which can grow a
+thousandfold; nothing after the end; checksums are compared.
+
+Source: ``torch/serialization.py`` of PyTorch 2.13, ``_save`` and ``_legacy_save``.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+
+from trunkline.errors import CheckpointError
+from trunkline.weights.reading.records import Storage, TypedStorage
+from trunkline.weights.reading.unpickling import Unpickler
+from trunkline.weights.reading.vocabulary import storage_dtype
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_ENCRYPTED = 0x1
+_ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    struct.error,
+    OverflowError,
+    EOFError,
+    OSError,
+)
+
+
+def read_zip(data: memoryview) -> object:
+    """Read what ``torch.save`` of PyTorch 1.6 or later wrote.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        What was saved, with an ``Array`` for each tensor.
+
+    Raises:
+        UnsafeCheckpointError: The pickle asks for more than arrays and plain containers.
+        CheckpointError: It is damaged, compressed, or another kind of archive.
+    """
+    members = _members(data)
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"is a zip archive, but no checkpoint: {_kind(members)}.")
+    folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in members:
+        raise CheckpointError(
+            "is a TorchScript program, not a checkpoint. Where it can be trusted, load it with "
+            "torch.jit.load and save its state_dict() with safetensors."
+        )
+    order = members.get(f"{folder}byteorder")
+    if order is not None and bytes(_content(data, order)) != b"little":
+        raise CheckpointError("was saved on a big-endian machine. Save it again on another one.")
+    described = _content(data, members[pickles[0]])
+    if members[pickles[0]].CRC not in (0, zlib.crc32(described)):
+        raise CheckpointError("is damaged: a checksum does not match. Download it again.")
+    return Unpickler(described, persistent_load=_Members(data, members, folder)).load()
+
+
+def read_legacy(data: memoryview, position: int) -> object:
+    """Read what ``torch.save`` wrote before PyTorch 1.6.
+
+    Args:
+        data: The whole file.
+        position: Behind the first pickle, which is ``LEGACY_MAGIC``.
+
+    Returns:
+        What was saved, with an ``Array`` for each tensor.
+
+    Raises:
+        UnsafeCheckpointError: A pickle asks for more than arrays and plain containers.
+        CheckpointError: It is damaged or of an unknown version.
+    """
+    storages = _Row(data)
+    plain = Unpickler(data, position)
+    if plain.load() != _LEGACY_PROTOCOL:
+        raise CheckpointError("is of an unknown version of torch's old format.")
+    system = plain.load()
+    if type(system) is not dict or system.get("little_endian") is not True:
+        raise CheckpointError("was saved on a big-endian machine. Save it again on another one.")
+    unpickler = Unpickler(data, plain.position, storages)
+    described = unpickler.load()
+    plain.position = unpickler.position
+    keys = plain.load()
+    storages.place(plain.position, keys)
+    return described
+
+
+class _Members:
+    """Finds the storages that a pickle refers to among the members of an archive."""
+
+    def __init__(self, data: memoryview, members: dict[str, zipfile.ZipInfo], folder: str) -> None:
+        self._data, self._members, self._folder = data, members, folder
+        self._found: dict[str, Storage] = {}
+
+    def __call__(self, identity: object) -> TypedStorage:
+        kind, key, count, _ = _identity(identity)
+        dtype = storage_dtype(kind)
+        if key not in self._found:
+            member = self._members.get(f"{self._folder}data/{key}")
+            if member is None:
+                raise CheckpointError(f"is damaged: its storage {key[:80]!r} is missing.")
+            # A checksum of 0 is what torch writes when told to compute none.
+            content = _content(self._data, member)
+            self._found[key] = Storage(member.file_size, content, crc=member.CRC or None)
+        held = self._found[key]
+        if count * dtype.itemsize > held.nbytes:
+            raise CheckpointError(
+                f"is damaged: storage {key[:80]!r} claims {count} elements of {dtype} in "
+                f"{held.nbytes} bytes."
+            )
+        return TypedStorage(held, dtype)
+
+
+class _Row:
+    """Notes the storages that a legacy pickle refers to; their bytes come behind it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._noted: dict[str, tuple[Storage, int]] = {}  # and how wide its elements are
+
+    def __call__(self, identity: object) -> TypedStorage:
+        kind, key, count, view = _identity(identity)
+        dtype = storage_dtype(kind)
+        nbytes = count * dtype.itemsize
+        held, _ = self._noted.setdefault(key, (Storage(nbytes), dtype.itemsize))
+        if held.nbytes != nbytes or nbytes > self._data.nbytes:
+            raise CheckpointError(
+                f"is damaged: storage {key[:80]!r} claims {count} elements of {dtype}."
+            )
+        return TypedStorage(_view(held, dtype.itemsize, view), dtype)
+
+    def place(self, position: int, keys: object) -> None:
+        """Say where the bytes of each storage lie: one after another, each behind its length."""
+        data = self._data
+        for key in keys if type(keys) is list else ():
+            held, width = self._noted.get(key, (None, 0)) if type(key) is str else (None, 0)
+            if held is None or held.memory is not None:
+                raise CheckpointError("is damaged: its list of storages makes no sense.")
+            end = position + 8 + held.nbytes
+            if end > data.nbytes:
+                raise CheckpointError(
+                    f"is cut off: {end} bytes or more belong to it, {data.nbytes} are there. "
+                    "Download it again."
+                )
+            if int.from_bytes(data[position : position + 8], "little") * width != held.nbytes:
+                raise CheckpointError(f"is damaged: storage {key[:80]!r} has another length.")
+            held.memory = data[position + 8 : end]
+            position = end
+        if position != data.nbytes:
+            raise CheckpointError(
+                f"is damaged: {data.nbytes - position} bytes follow its end. Download it again."
+            )
+
+
+def _identity(identity: object) -> tuple[object, str, int, object]:
+    """Take apart how a pickle refers to a storage; where that was (CPU, GPU) does not matter."""
+    if type(identity) is not tuple or len(identity) not in (5, 6):
+        raise CheckpointError("is damaged: it refers to a storage in an unknown way.")
+    tag, kind, key, _, count = identity[:5]
+    if tag != "storage":
+        raise CheckpointError("holds a whole module. Save its state_dict() instead.")
+    if type(key) is not str or type(count) is not int or not 0 <= count < 2**48:
+        raise CheckpointError("is damaged: it refers to a storage in an unknown way.")
+    return kind, key, count, identity[5] if len(identity) == 6 else None
+
+
+def _view(held: Storage, width: int, metadata: object) -> Storage:
+    """Cut a storage out of another one, as PyTorch before 0.4 saved them."""
+    if metadata is None:
+        return held
+    _, offset, count = metadata if type(metadata) is tuple else (None, -1, -1)
+    if type(offset) is not int or type(count) is not int or offset < 0 or count < 0:
+        raise ValueError("no view of a storage")
+    if (offset + count) * width > held.nbytes:
+        raise CheckpointError("is damaged: a part of a storage lies outside it.")
+    return Storage(count * width, parent=held, start=offset * width)
+
+
+def _members(data: memoryview) -> dict[str, zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Window(data))) as archive:
+            found = archive.infolist()
+    except _ZIP_FAULTS as error:
+        raise CheckpointError(
+            "is a damaged zip archive, or one that is cut off. Download it again."
+        ) from error
+    members = {member.filename: member for member in found}
+    if len(members) != len(found):
+        raise CheckpointError("is damaged: a part of its archive is there twice.")
+    return members
+
+
+def _content(data: memoryview, member: zipfile.ZipInfo) -> memoryview:
+    """Return the bytes of a member where they lie."""
+    name = member.filename[:80]
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+        raise CheckpointError(
+            f"is a compressed archive ({name!r}: {member.compress_size} bytes for "
+            f"{member.file_size}), which torch.save never writes. Zip it again, uncompressed."
+        )
+    start = member.header_offset
+    header = bytes(data[start : start + _LOCAL_HEADER.size]) if start >= 0 else b""
+    if len(header) < _LOCAL_HEADER.size or member.flag_bits & _ENCRYPTED:
+        raise CheckpointError(f"is damaged: {name!r} of its archive is cut off or encrypted.")
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    start += _LOCAL_HEADER.size + name_length + extra_length
+    end = start + member.file_size
+    if signature != b"PK\x03\x04" or end > data.nbytes:
+        raise CheckpointError(f"is damaged: {name!r} of its archive lies outside it.")
+    return data[start:end]
+
+
+def _kind(members: dict[str, zipfile.ZipInfo]) -> str:
+    if not members:
+        return "it is empty"
+    if all(name.endswith(".npy") for name in members):
+        return (
+            "it holds numpy's .npy files. Read it with numpy.load(allow_pickle=False) and save "
+            "it with safetensors.numpy.save_file"
+        )
+    shown = ", ".join(repr(name[:80]) for name in sorted(members)[:5])
+    return f"it has no NAME/data.pkl among its {len(members)} members ({shown})"
+
+
+class _Window(io.RawIOBase):
+    """Memory as a file, without a copy."""
+
+    def __init__(self, data: memoryview) -> None:
+        super().__init__()
+        self._data = data
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._data.nbytes}
+        if base[whence] + offset < 0:
+            raise ValueError("before the start")
+        self._position = base[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        chunk = self._data[self._position : self._position + len(buffer)]
+        buffer[: chunk.nbytes] = chunk
+        self._position += chunk.nbytes
+        return chunk.nbytes
