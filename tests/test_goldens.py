@@ -5,7 +5,6 @@ Stored by tools/goldens.py; variants over 100 M parameters are compared in ``mak
 
 from pathlib import Path
 
-import goldens
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from peers import images_for
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+import goldens
 import trunkline
 
 STORED = sorted(goldens.GOLDENS.glob("*.safetensors"))

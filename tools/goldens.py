@@ -65,7 +65,9 @@ def golden(variant: str) -> tuple[dict[str, np.ndarray[tuple[int], np.dtype[np.f
 
 def main() -> int:
     """Compare or write every golden; return the number of differences."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--update", action="store_true", help="write the files anew")
     parser.add_argument("variants", nargs="*", help="only these; all if none is given")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
 """Write or check docs/backbones.md: the table of all variants, from the meta device.
 
-    python tools/model_table.py             # exit 1 where the page is not what the code says
-    python tools/model_table.py --update    # write it anew
+python tools/model_table.py             # exit 1 where the page is not what the code says
+python tools/model_table.py --update    # write it anew
 """
 
 from __future__ import annotations

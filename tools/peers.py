@@ -33,7 +33,8 @@ def uniform(name: str, shape: Sequence[int]) -> np.ndarray[Any, np.dtype[np.floa
     """Return numbers in [−1, 1) that depend on ``name`` and ``shape`` only."""
     count = int(np.prod(shape, dtype=np.int64))
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(count)
-    return (np.asarray(raw) >> np.uint64(11)).reshape(shape) * 2.0**-52 - 1.0
+    numbers: np.ndarray[Any, np.dtype[np.float64]] = np.asarray(raw >> np.uint64(11), np.float64)
+    return numbers.reshape(shape) * 2.0**-52 - 1.0
 
 
 def tensor_for(name: str, shape: Sequence[int]) -> Tensor:
@@ -169,7 +170,7 @@ def _transformers_resnet(name: str, backbone: Backbone) -> Peer:
     def build() -> nn.Module:
         from transformers import ResNetConfig, ResNetModel
 
-        return ResNetModel(
+        model: nn.Module = ResNetModel(
             ResNetConfig(
                 embedding_size=64,
                 hidden_sizes=list(plan.stage_channels),
@@ -177,6 +178,7 @@ def _transformers_resnet(name: str, backbone: Backbone) -> Peer:
                 layer_type="bottleneck" if plan.bottleneck else "basic",
             )
         )
+        return model
 
     # hidden_states[0] is behind the max-pool there, so there is no stride-2 map
     return Peer(
@@ -195,7 +197,7 @@ def _transformers_regnet(name: str, backbone: Backbone) -> Peer:
     def build() -> nn.Module:
         from transformers import RegNetConfig, RegNetModel
 
-        return RegNetModel(
+        model: nn.Module = RegNetModel(
             RegNetConfig(
                 hidden_sizes=list(plan.stage_channels),
                 depths=list(plan.stage_depths),
@@ -203,6 +205,7 @@ def _transformers_regnet(name: str, backbone: Backbone) -> Peer:
                 layer_type="y" if plan.squeeze else "x",
             )
         )
+        return model
 
     return Peer("transformers", name, TRANSFORMERS_REGNET, True, build, _transformers_maps)
 
@@ -213,7 +216,7 @@ def _transformers_rtdetr(name: str, backbone: Backbone) -> Peer:
     def build() -> nn.Module:
         from transformers import RTDetrResNetBackbone, RTDetrResNetConfig
 
-        return RTDetrResNetBackbone(
+        model: nn.Module = RTDetrResNetBackbone(
             RTDetrResNetConfig(
                 embedding_size=64,
                 hidden_sizes=list(plan.stage_channels),
@@ -222,6 +225,7 @@ def _transformers_rtdetr(name: str, backbone: Backbone) -> Peer:
                 out_features=["stage1", "stage2", "stage3", "stage4"],
             )
         )
+        return model
 
     return Peer(
         "transformers",

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from trunkline.errors import TrunklineError
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.preprocessing import Preprocessing
+    from trunkline.weights.conversion import convert
+    from trunkline.weights.loading import LoadReport, load_weights
+    from trunkline.weights.pretrained import from_pretrained, push_to_hub, save_pretrained
     from trunkline.zoo import BackboneInfo, create_backbone, info, list_backbones
 
 __version__ = "0.1.0"
@@ -23,15 +26,21 @@ _HOMES = {
     "DLANet": "trunkline.backbones.dla",
     "FeatureMap": "trunkline.extraction.features",
     "Level": "trunkline.backbones.backbone",
+    "LoadReport": "trunkline.weights.loading",
     "Preprocessing": "trunkline.preprocessing",
     "RegNet": "trunkline.backbones.regnet",
     "ResNet": "trunkline.backbones.resnet",
     "TrunklineError": "trunkline.errors",
+    "convert": "trunkline.weights.conversion",
     "create_backbone": "trunkline.zoo",
     "features": "trunkline.extraction.features",
+    "from_pretrained": "trunkline.weights.pretrained",
     "info": "trunkline.zoo",
     "list_backbones": "trunkline.zoo",
+    "load_weights": "trunkline.weights.loading",
+    "push_to_hub": "trunkline.weights.pretrained",
     "save_features": "trunkline.extraction.features",
+    "save_pretrained": "trunkline.weights.pretrained",
 }
 
 __all__ = [
@@ -40,15 +49,21 @@ __all__ = [
     "DLANet",
     "FeatureMap",
     "Level",
+    "LoadReport",
     "Preprocessing",
     "RegNet",
     "ResNet",
     "TrunklineError",
+    "convert",
     "create_backbone",
     "features",
+    "from_pretrained",
     "info",
     "list_backbones",
+    "load_weights",
+    "push_to_hub",
     "save_features",
+    "save_pretrained",
 ]
 
 

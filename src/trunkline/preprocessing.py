@@ -127,6 +127,16 @@ class Preprocessing:
         }
         return cls(**values)
 
+    def in_rgb(self) -> Preprocessing:
+        """Return the same preprocessing for a network whose stem was turned to take RGB."""
+        return dataclasses.replace(
+            self, channel_order="RGB", mean=self._rgb(self.mean), std=self._rgb(self.std)
+        )
+
+    def _rgb(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        first, second, third = values
+        return values if self.channel_order == "RGB" else (third, second, first)
+
     def with_size(self, size: int | tuple[int, int] | None) -> Preprocessing:
         """Return the same preprocessing for another input size.
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
 from trunkline.backbones import dla, regnet, resnet
-from trunkline.backbones.backbone import (
-    ALL_STAGES,
-    Architecture,
-    Backbone,
-    Level,
-    Options,
-    resolve_variant,
-)
-from trunkline.backbones.blocks import NormStandIn
+from trunkline.backbones.backbone import Architecture, Backbone, Level
+from trunkline.backbones.layers import NormStandIn
+from trunkline.backbones.options import ALL_STAGES, Options
+from trunkline.backbones.variants import resolve_variant
 from trunkline.errors import ConfigError
 
 # A row a family: where its variants and other libraries' names for them stand.
@@ -83,13 +79,49 @@ def create_backbone(
         >>> backbone.channels, backbone.strides
         ((512, 128), (32, 8))
     """
-    variant = canonical_name(name)
-    if variant in resnet.VARIANTS:
-        config = resnet.VARIANTS[variant]
+    config = variant_config(name)
+    return build_backbone(config, weights=weights, return_idx=return_idx, **options)
+
+
+def build_backbone(
+    config: Architecture,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    return_idx: Sequence[int] = ALL_STAGES,
+    **options: Unpack[Options],
+) -> Backbone:
+    """Build a backbone from a family's config; the rest is as for ``create_backbone``."""
+    if isinstance(config, resnet.ResNetConfig):
         return resnet.ResNet(config, return_idx=return_idx, weights=weights, **options)
-    if variant in dla.VARIANTS:
-        return dla.DLANet(variant, return_index=return_idx, weights=weights, **options)
-    return regnet.RegNet(variant, return_idx=return_idx, weights=weights, **options)
+    if isinstance(config, dla.DLAConfig):
+        return dla.DLANet(config, return_index=return_idx, weights=weights, **options)
+    if isinstance(config, regnet.RegNetConfig):
+        return regnet.RegNet(config, return_idx=return_idx, weights=weights, **options)
+    raise ConfigError(
+        f"{type(config).__name__} is no config of a family; give a ResNetConfig, DLAConfig or "
+        "RegNetConfig."
+    )
+
+
+def family_config(family: str, values: Mapping[str, Any]) -> Architecture:
+    """Return a family's config from the values of its fields.
+
+    Args:
+        family: ``"resnet"``, ``"dla"`` or ``"regnet"``.
+        values: One entry per field, as ``dataclasses.asdict`` gives them.
+
+    Raises:
+        ConfigError: Another family, or a value outside what is allowed.
+        TypeError: Fields that the config does not have, or that are missing.
+    """
+    configs: dict[str, Callable[..., Architecture]] = {
+        "resnet": resnet.ResNetConfig,
+        "dla": dla.DLAConfig,
+        "regnet": regnet.RegNetConfig,
+    }
+    if family not in configs:
+        raise ConfigError(f"no family {family!r}; allowed: {', '.join(configs)}.")
+    return configs[family](**values)
 
 
 def canonical_name(name: str) -> str:

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -22,9 +24,21 @@ FLAGS = {
     "list": ["--family", "--help", "--json"],
     "info": ["--help", "--json", "name"],
     "features": [
-        *("--backbone", "--help", "--json", "--levels", "--out", "--seed", "--size", "--weights"),
-        "image",
+        *("--allow-noncommercial", "--backbone", "--help", "--json", "--levels", "--out", "--seed"),
+        *("--size", "--weights", "image"),
     ],
+    "classify": [
+        *("--allow-noncommercial", "--backbone", "--help", "--json", "--layout", "--top"),
+        *("--weights", "image"),
+    ],
+    "convert": [
+        *("--allow-noncommercial", "--help", "--json", "--layout", "--to", "--variant"),
+        *("dst", "src"),
+    ],
+    "weights list": ["--help", "--json", "--license", "--source", "variant"],
+    "weights show": ["--help", "--json", "tag", "variant"],
+    "weights pull": ["--all", "--allow-noncommercial", "--help", "--tag", "--to", "names"],
+    "weights verify": ["--help", "--json"],
 }
 
 
@@ -44,17 +58,30 @@ def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def verbs(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, verb in group.commands.items():
+        if hasattr(verb, "commands"):
+            yield from verbs(verb, f"{above}{name} ")
+        else:
+            yield above + name, verb
+
+
 def test_flags_are_these() -> None:
-    root = typer.main.get_command(app)
-    verbs = getattr(root, "commands")  # noqa: B009 - typer does not say that it is a group
     found = {}
-    for name, verb in verbs.items():
+    for name, verb in verbs(typer.main.get_command(app)):
         with verb.make_context(name, [], resilient_parsing=True) as context:
             parameters = verb.get_params(context)
         found[name] = sorted(
             next(flag for flag in parameter.opts if flag != "-h") for parameter in parameters
         )
     assert found == FLAGS
+
+
+@pytest.mark.parametrize("verb", ["", "weights", *FLAGS])
+def test_help_of_every_verb_can_be_printed(verb: str) -> None:  # brackets in it are Rich's markup
+    result = run(*verb.split(), "--help")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Usage: trunkline" in result.stdout
 
 
 def test_version() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from loopback import LoopbackHub
 from safetensors import safe_open
 from typer.testing import CliRunner, Result
 
@@ -19,14 +19,7 @@ from trunkline.cli.root import app
 from trunkline.errors import ConfigError, LevelIndexError
 from trunkline.extraction.features import features
 from trunkline.images import IMAGENET
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> str:
-    path = tmp_path / "photo.png"
-    noise = torch.randint(256, (40, 50, 3), generator=torch.Generator().manual_seed(0))
-    Image.fromarray(noise.byte().numpy()).save(path)
-    return str(path)
+from trunkline.weights.catalog import entries
 
 
 def run(*arguments: str) -> Result:
@@ -136,6 +129,52 @@ def test_weights_from_a_file(photo: str, tmp_path: Path) -> None:
     assert "RANDOM" not in run(*common, "--weights", str(weights)).output
 
 
+def test_weights_of_a_file_say_what_was_loaded(photo: str, dla46: Path, tmp_path: Path) -> None:
+    common = ("features", photo, "--backbone", "dla46-c", "--size", "32", "--levels", "0")
+    out = tmp_path / "maps.safetensors"
+    result = run(*common, "--weights", str(dla46), "--out", str(out))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "RANDOM" not in result.stdout
+    loaded = re.findall(r"^loaded +(.+)$", result.stdout, re.M)
+    assert re.fullmatch(r"\d+ tensors from dla46\.safetensors, read as timm-dla\.", loaded[0])
+    assert re.search(r"^licence +not stated by the file$", result.stdout, re.M)
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["weights"] == str(dla46)
+    got = report(*common, "--weights", str(dla46))
+    assert got["loaded"]["layout"] == "timm-dla"
+    assert sum(got["loaded"]["dropped"].values()) > 2  # the classifier, and stages after the first
+    assert report(*common)["loaded"] is None
+
+
+def test_default_weights_tags_and_addresses_are_the_same_file_here(
+    photo: str, hub: LoopbackHub
+) -> None:
+    common = ("features", photo, "--backbone", "dla46_c", "--size", "32")
+    default = report(*common, "--weights", "default")
+    assert (default["loaded"]["tag"], default["loaded"]["license"]) == ("timm-in1k", "BSD-3-Clause")
+    assert re.search(
+        r"^licence +BSD-3-Clause$", run(*common, "--weights", "timm-in1k").stdout, re.M
+    )
+    address = report(*common, "--weights", "hf://timm/dla46_c.in1k")
+    assert address["maps"] == default["maps"]
+    assert hub.gets("model.safetensors") == 1
+
+
+def test_licence_must_be_agreed_to(
+    photo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRUNKLINE_OFFLINE", "1")
+    monkeypatch.delenv("TRUNKLINE_WEIGHTS", raising=False)
+    tag = entries("resnet18", license="noncommercial")[0].tag
+    call = ("features", photo, "--backbone", "resnet18", "--weights", tag)
+    refused = run(*call)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert re.search(r"licence for non-commercial use only: .*--allow-noncommer", refused.stderr)
+    agreed = run(*call, "--allow-noncommercial")
+    assert re.search(r"not on this machine, and the network is switched off", agreed.stderr)
+
+
 def test_nan_in_the_weights_is_null_in_json(photo: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -166,7 +205,8 @@ BAD_FLAGS = [
     (["--backbone", "resnet18", "--size", "0"], r"--size got '0'; give N or HxW in pixels"),
     (["--backbone", "resnet18", "--size", "big"], r"--size got 'big'; give N or HxW"),
     (["--backbone", "resnet18", "--size", "99999"], r"above the limit of 89478485 pixels; use"),
-    (["--backbone", "resnet18", "--weights", "nowhere.safetensors"], r"nowhere\.safetensors"),
+    (["--backbone", "resnet18", "--weights", "nowhere.safetensors"], r"no file nowhere\.safe"),
+    (["--backbone", "resnet18", "--weights", "timm-v9"], r"'timm-v9'"),
 ]
 
 

@@ -91,7 +91,7 @@ def test_preprocessing_of_the_backbone_comes_before_imagenet(photo: Path) -> Non
     [rgb] = features(photo, backbone, preprocessing=SMALL)
     assert rgb.shape == own.shape
     assert not torch.equal(rgb.tensor, own.tensor)
-    backbone.preprocessing = {"resize": 256}
+    backbone.preprocessing = {"resize": 256}  # type: ignore[assignment] # the mistake that is meant
     with pytest.raises(ConfigError, match=r"preprocessing is a dict; set a Preprocessing, or None"):
         features(photo, backbone)
 

@@ -10,31 +10,28 @@ map has stride 4·2^i: 0 → H/4, 1 → H/8, 2 → H/16, 3 → H/32, rounded up.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from trunkline.backbones.blocks import (
-    ActSpec,
-    Checkpointed,
-    Layers,
-    NormSpec,
-    ResidualBlock,
-    Sampling,
-    make_act,
-    make_norm,
+from trunkline.backbones.blocks import Checkpointed, ResidualBlock, Sampling
+from trunkline.backbones.layers import Layers, make_act, make_norm
+from trunkline.backbones.options import (
+    ALL_STAGES,
+    NUM_STAGES,
+    BackboneOptions,
+    check_frozen_stages,
+    resolve_indices,
 )
-from trunkline.errors import ConfigError, InputError, LevelIndexError, UnknownVariantError
+from trunkline.errors import ConfigError, InputError
 from trunkline.preprocessing import Preprocessing
 
-NUM_STAGES = 4
-ALL_STAGES = (0, 1, 2, 3)
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from trunkline.weights.loading import LoadReport
 
 
 @dataclass(frozen=True)
@@ -75,189 +72,6 @@ class Architecture(Protocol):
         """Build stage ``index``, which halves H and W unless ``sampling`` says otherwise."""
 
 
-class Options(TypedDict, total=False):
-    """The keyword-only options of every family; ``BackboneOptions`` describes and checks them."""
-
-    return_stem: bool
-    in_channels: int
-    output_stride: Literal[8, 16, 32]
-    norm: NormSpec
-    act: ActSpec
-    drop_path_rate: float
-    frozen_stages: int
-    checkpointing: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneOptions:
-    """What a caller may choose of any backbone, checked when it is made.
-
-    Args:
-        return_idx: Stages to return, in this order; negative ones count from the last.
-        return_stem: Put the stride-2 map in front.
-        in_channels: Channels of the images.
-        output_stride: 8 or 16 keep the resolution from there on and dilate instead.
-        norm: ``"batch"``, ``"frozen"``, ``"sync"``, ``"group"``, or a callable: channels → module.
-        act: Name of an activation, or a callable without arguments that makes one.
-        drop_path_rate: Chance to drop the last residual branch in training, in [0, 1); earlier
-            blocks are dropped less, in proportion to their depth in the whole network.
-        frozen_stages: −1 nothing, 0 the stem, k the stem and the first k stages.
-        checkpointing: Keep only the inputs of blocks in training, and compute the rest again.
-
-    Raises:
-        ConfigError: A value outside what is allowed.
-        LevelIndexError: A ``return_idx`` that is empty, repeated, out of range or not of integers.
-    """
-
-    return_idx: Sequence[int] = ALL_STAGES
-    return_stem: bool = False
-    in_channels: int = 3
-    output_stride: int = 32
-    norm: NormSpec = "batch"
-    act: ActSpec = "relu"
-    drop_path_rate: float = 0.0
-    frozen_stages: int = -1
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "return_idx", resolve_indices(self.return_idx))
-        for name in ("return_stem", "checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        if not _is_int(self.in_channels) or self.in_channels < 1:
-            raise ConfigError(
-                f"in_channels must be an integer of 1 or more, got {self.in_channels!r}."
-            )
-        if not _is_int(self.output_stride) or self.output_stride not in (8, 16, 32):
-            raise ConfigError(f"output_stride must be 8, 16 or 32, got {self.output_stride!r}.")
-        rate = self.drop_path_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise ConfigError(f"drop_path_rate must be at least 0 and less than 1, got {rate!r}.")
-        check_frozen_stages(self.frozen_stages, max(self.return_idx) + 1)
-
-
-def _is_int(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
-
-
-def resolve_indices(return_idx: Sequence[int]) -> tuple[int, ...]:
-    """Return the stages meant by ``return_idx``, each in 0…3, in the order given.
-
-    Raises:
-        LevelIndexError: Empty, repeated, out of range, or not a sequence of integers.
-    """
-    allowed = (
-        "allowed: a sequence of different integers from 0 to 3 (strides 4, 8, 16, 32), "
-        "or from -4 to -1 counted from the last"
-    )
-    if isinstance(return_idx, str | bytes) or not hasattr(return_idx, "__iter__"):
-        raise LevelIndexError(
-            f"return_idx={return_idx!r} is not a sequence; {allowed}, such as (1, 2, 3)."
-        )
-    given = tuple(return_idx)
-    if not given:
-        raise LevelIndexError(f"return_idx is empty, so nothing would be returned; {allowed}.")
-    for index in given:
-        if not _is_int(index):
-            raise LevelIndexError(
-                f"return_idx={given!r} holds {index!r}, not an integer; {allowed}."
-            )
-        if not -NUM_STAGES <= index < NUM_STAGES:
-            raise LevelIndexError(f"return_idx={given!r} holds {index}, out of range; {allowed}.")
-    resolved = tuple(int(index) % NUM_STAGES for index in given)
-    if len(set(resolved)) != len(resolved):
-        raise LevelIndexError(f"return_idx={given!r} names a stage twice; {allowed}.")
-    return resolved
-
-
-def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
-    """Refuse a number of frozen stages that a network of ``num_stages`` does not have.
-
-    Raises:
-        ConfigError: Not an integer from −1 to ``num_stages``.
-    """
-    if not _is_int(frozen_stages) or not -1 <= frozen_stages <= num_stages:
-        raise ConfigError(
-            f"frozen_stages must be an integer from -1 (none) over 0 (the stem) to {num_stages} "
-            f"(the stem and all {num_stages} stages that return_idx keeps), got {frozen_stages!r}."
-        )
-
-
-def normalize_name(name: str) -> str:
-    """Return ``name`` as variants are looked up: lower case, hyphens, without a hub's owner."""
-    return name.strip().lower().replace("_", "-").rpartition("/")[2]
-
-
-def resolve_variant(name: object, variants: Mapping[str, T], aliases: Mapping[str, str]) -> str:
-    """Return the variant that ``name`` means.
-
-    Args:
-        name: A variant or an alias; ``_`` and ``-`` are the same, so are capitals.
-        variants: All variants by name.
-        aliases: Other names, normalised, with the variant that each stands for.
-
-    Raises:
-        UnknownVariantError: No such name; the closest ones are in the text.
-    """
-    if not isinstance(name, str):
-        raise UnknownVariantError(
-            f"a variant is named by a string, not {type(name).__name__}; see `trunkline list`."
-        )
-    wanted = normalize_name(name)
-    wanted = aliases.get(wanted, wanted)
-    if wanted in variants:
-        return wanted
-    close = difflib.get_close_matches(wanted, [*variants, *aliases], n=6, cutoff=0.5)
-    names = list(dict.fromkeys(aliases.get(match, match) for match in close))[:3]
-    hint = f"closest: {', '.join(names)}" if names else f"for example: {', '.join([*variants][:3])}"
-    raise UnknownVariantError(f"no variant {name!r}; {hint}. `trunkline list` shows all.")
-
-
-def is_architecture(value: object) -> bool:
-    """Return whether ``value`` is a family's config, by what it can do.
-
-    Not by its class: a family's file that is run from its own folder defines that a second time.
-    """
-    return hasattr(value, "build_stem") and hasattr(value, "build_stage")
-
-
-def resolve_config(wanted: Any, variants: Mapping[str, T], aliases: Mapping[str, str]) -> T:
-    """Return the config that is wanted: itself, or a variant's by name.
-
-    Raises:
-        UnknownVariantError: Neither a config nor the name of a variant.
-    """
-    if is_architecture(wanted):
-        return cast(T, wanted)
-    return variants[resolve_variant(wanted, variants, aliases)]
-
-
-def name_of(config: object, variants: Mapping[str, object]) -> str | None:
-    """Return the variant whose config this is, None if there is none."""
-    return next((name for name, known in variants.items() if known == config), None)
-
-
-def choose_weights(
-    pretrained: bool, weights: str | os.PathLike[str] | None
-) -> str | os.PathLike[str] | None:
-    """Return what ``pretrained`` and ``weights`` mean together.
-
-    Raises:
-        ConfigError: ``pretrained`` is not a boolean, or both were given.
-    """
-    if not isinstance(pretrained, bool):
-        raise ConfigError(
-            f"pretrained must be True or False, got {pretrained!r}; "
-            "a tag or a path goes into weights."
-        )
-    if pretrained and weights is not None:
-        raise ConfigError(
-            f"pretrained=True asks for the default weights, but weights={weights!r} was given too; "
-            "give one of the two."
-        )
-    return "default" if pretrained else weights
-
-
 def _samplings(output_stride: int) -> list[Sampling]:
     """Return how each of the four stages samples: strides first, then dilations."""
     stride, dilation = 2, 1  # of the stem's map
@@ -288,6 +102,8 @@ class Backbone(nn.Module):
         strides: Of the same maps, in pixels of the image.
         variant: The published name, or None.
         preprocessing: How the weights want their images, where that is known.
+        load_report: What loading the weights did, None for a random network.
+        options: What was chosen when it was built.
 
     Raises:
         ConfigError: An option outside what is allowed, see ``BackboneOptions``.
@@ -313,6 +129,8 @@ class Backbone(nn.Module):
         self.architecture = architecture
         self.variant = variant
         self.preprocessing: Preprocessing | None = None
+        self.load_report: LoadReport | None = None
+        self.options = chosen
         self.in_channels = chosen.in_channels
         self._order = resolve_indices(chosen.return_idx)
         self._return_stem = chosen.return_stem
@@ -353,7 +171,7 @@ class Backbone(nn.Module):
     def _load(self, weights: str | os.PathLike[str]) -> None:
         from trunkline.weights.loading import load_weights  # the one upward arrow, see DESIGN
 
-        load_weights(self, weights)
+        load_weights(self, weights, allow_noncommercial=self.options.allow_noncommercial)
 
     @property
     def returned_levels(self) -> tuple[Level, ...]:
@@ -491,10 +309,11 @@ class Backbone(nn.Module):
             ConfigError: Out of range for the stages that this network has.
         """
         check_frozen_stages(frozen_stages, len(self.stages))
+        frozen_stages = int(frozen_stages)  # NumPy's comparisons are no booleans to PyTorch
         for depth, part in enumerate(self._parts()):
             if depth <= max(frozen_stages, self._frozen_stages):
                 part.requires_grad_(depth > frozen_stages)
-        self._frozen_stages = int(frozen_stages)
+        self._frozen_stages = frozen_stages
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:

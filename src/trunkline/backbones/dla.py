@@ -29,23 +29,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from trunkline.backbones.backbone import (
-    Backbone,
-    Options,
-    choose_weights,
-    name_of,
-    resolve_config,
-)
+from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.blocks import (
     BasicBlock,
     Bottleneck,
     Checkpointed,
     ConvNormAct,
-    Layers,
     Sampling,
     max_pool_half,
     projection,
 )
+from trunkline.backbones.layers import Layers
+from trunkline.backbones.options import Options, choose_weights
+from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
 

@@ -28,15 +28,11 @@ from typing import ClassVar
 from torch import nn
 from typing_extensions import Unpack
 
-from trunkline.backbones.backbone import (
-    ALL_STAGES,
-    Backbone,
-    Options,
-    choose_weights,
-    name_of,
-    resolve_config,
-)
-from trunkline.backbones.blocks import Bottleneck, ConvNormAct, Layers, Sampling, projection
+from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.blocks import Bottleneck, ConvNormAct, Sampling, projection
+from trunkline.backbones.layers import Layers
+from trunkline.backbones.options import ALL_STAGES, Options, choose_weights
+from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
 _QUANTUM = 8  # widths are multiples of it, section 3.3

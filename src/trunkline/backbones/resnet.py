@@ -27,23 +27,18 @@ from typing import Any, ClassVar, cast
 from torch import nn
 from typing_extensions import Unpack
 
-from trunkline.backbones.backbone import (
-    ALL_STAGES,
-    Backbone,
-    Options,
-    choose_weights,
-    is_architecture,
-    name_of,
-)
+from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.blocks import (
     BasicBlock,
     Bottleneck,
     ConvNormAct,
-    Layers,
     Sampling,
     avg_pool_half,
     projection,
 )
+from trunkline.backbones.layers import Layers
+from trunkline.backbones.options import ALL_STAGES, Options, choose_weights
+from trunkline.backbones.variants import is_architecture, name_of
 from trunkline.errors import ConfigError, UnknownVariantError
 
 DEEP_STEM = (32, 32, 64)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trunkline.cli.loaded import download_bars, print_report, report_as_dict
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError, LevelIndexError
 
 if TYPE_CHECKING:
+    from trunkline.backbones.backbone import Backbone
     from trunkline.extraction.features import FeatureMap
     from trunkline.preprocessing import Preprocessing
 
@@ -40,7 +42,11 @@ def features_command(  # one parameter per flag, one entry per key of the report
         ),
     ] = None,
     weights: Annotated[
-        str, typer.Option(metavar="none|PATH", help="A checkpoint; none is a random network.")
+        str,
+        typer.Option(
+            metavar="none|default|TAG|PATH|hf://...",
+            help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
+        ),
     ] = "none",
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
@@ -48,6 +54,10 @@ def features_command(  # one parameter per flag, one entry per key of the report
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
     ] = None,
+    allow_noncommercial: Annotated[
+        bool,
+        typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compute the feature maps of one photo."""
@@ -56,15 +66,19 @@ def features_command(  # one parameter per flag, one entry per key of the report
     import trunkline
     from trunkline.extraction.features import features, preprocessing_of, save_features
     from trunkline.images import decode_image
+    from trunkline.weights.loading import load_weights
 
     return_idx = parse_levels(levels)
     photo = decode_image(image)
     random = weights == "none"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
-        network = trunkline.create_backbone(
-            backbone, weights=None if random else weights, return_idx=return_idx
-        )
+        network = trunkline.create_backbone(backbone, return_idx=return_idx)
+    if not random:  # a network without numbers until here: they all come from the file
+        with download_bars() as progress:
+            load_weights(
+                network, weights, allow_noncommercial=allow_noncommercial, progress=progress
+            )
     chosen = preprocessing_of(network)
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
@@ -79,11 +93,12 @@ def features_command(  # one parameter per flag, one entry per key of the report
         "backbone": maps[0].model,
         "weights": None if random else weights,
         "seed": seed if random else None,
+        "loaded": None if network.load_report is None else report_as_dict(network.load_report),
         "preprocessing": chosen.to_dict(),
         "maps": [_as_dict(one) for one in maps],
         "out": out,
     }
-    _print_report(report, maps, chosen, as_json=as_json)
+    _print_report(report, maps, network, chosen, as_json=as_json)
 
 
 def join_levels(arguments: Sequence[str]) -> list[str]:
@@ -154,7 +169,12 @@ def _as_dict(one: FeatureMap) -> dict[str, Any]:
 
 
 def _print_report(
-    report: dict[str, Any], maps: list[FeatureMap], chosen: Preprocessing, *, as_json: bool
+    report: dict[str, Any],
+    maps: list[FeatureMap],
+    network: Backbone,
+    chosen: Preprocessing,
+    *,
+    as_json: bool,
 ) -> None:
     if report["weights"] is None:
         typer.echo(
@@ -169,7 +189,10 @@ def _print_report(
     in_height, in_width = report["input_size"]
     typer.echo(f"image     {one_line(report['image'])} ({height}x{width})")
     typer.echo(f"input     3x{in_height}x{in_width}: {chosen.describe()}")
-    typer.echo(f"backbone  {report['backbone']}, weights {one_line(report['weights'] or 'none')}\n")
+    typer.echo(f"backbone  {report['backbone']}, weights {one_line(report['weights'] or 'none')}")
+    if network.load_report is not None:
+        print_report(network.load_report)
+    typer.echo()
     print_table(
         ["level", "stride", "shape", "dtype", "mean", "std"],
         [

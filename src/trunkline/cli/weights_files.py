@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trunkline.cli.loaded import download_bars
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
     from trunkline.weights.catalog import WeightEntry
-    from trunkline.weights.hub import FileCheck, Progress
+    from trunkline.weights.hub import FileCheck
 
 
 def pull_command(
@@ -47,7 +45,7 @@ def pull_command(
         rows = [row for row in rows if allow_noncommercial or _is_free(row)]
     for row in rows:  # all licences before the first byte
         catalog.check_license(row, allow_noncommercial=allow_noncommercial)
-    with _bars() as progress:
+    with download_bars() as progress:
         for row in rows:
             file = hub.pull([row], to=to, progress=progress)[0]
             typer.echo(f"{row.variant}:{row.tag}  {one_line(str(file.path))}")
@@ -129,24 +127,3 @@ def _print_checks(checks: list[FileCheck]) -> None:
             )
     bad = sum(check.state in ("changed", "missing") for check in checks)
     typer.echo(f"\n{len(checks)} files, {bad} of them changed or missing.")
-
-
-@contextmanager
-def _bars() -> Iterator[Progress | None]:
-    """Show how far each file is, if somebody is looking."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), console=Console(stderr=True)) as display:
-        tasks: dict[str, Any] = {}
-
-        def show(name: str, done_bytes: int, total_bytes: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = display.add_task(one_line(name), total=total_bytes)
-            display.update(tasks[name], completed=done_bytes, total=total_bytes)
-
-        yield show

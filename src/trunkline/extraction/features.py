@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from torch import Tensor, nn
 import trunkline
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, OutputError
+from trunkline.extraction.evaluation import evaluating
 from trunkline.images import ImageSource, decode_image, preprocess
+from trunkline.outputs import written_whole
 from trunkline.preprocessing import IMAGENET, Preprocessing
 
 SUFFIX = ".safetensors"
@@ -117,7 +117,7 @@ def features(
     chosen = preprocessing_of(backbone) if preprocessing is None else preprocessing
     images = preprocess(decode_image(image), chosen)[None]  # (1, 3, H, W)
     like = next((p for p in backbone.parameters() if p.is_floating_point()), images)
-    with _evaluating(backbone), torch.inference_mode():
+    with evaluating(backbone), torch.inference_mode():
         outputs = backbone(images.to(like.device, like.dtype))
     model = backbone.variant or type(backbone).__name__
     return [
@@ -154,19 +154,8 @@ def save_features(
     tensors = {one.name: one.tensor.contiguous() for one in maps}
     if target.suffix != SUFFIX:
         raise OutputError(f"{target} does not end in {SUFFIX}, the one format for maps; rename it.")
-    if target.is_dir():
-        raise OutputError(f"{target} is a folder; give the path of a file.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside in the same folder, so that the last step is a rename within one disk.
-        with tempfile.TemporaryDirectory(prefix=".trunkline-", dir=target.parent) as aside:
-            written = Path(aside, target.name)
-            written.write_bytes(save(tensors, header))
-            written.replace(target)
-    except OSError as error:
-        raise OutputError(
-            f"{target} cannot be written: {error.strerror or error}; choose another place."
-        ) from error
+    with written_whole(target) as written:
+        written.write_bytes(save(tensors, header))
     return target
 
 
@@ -192,15 +181,3 @@ def _metadata(maps: Sequence[FeatureMap], extra: Mapping[str, str]) -> dict[str,
         if not isinstance(key, str) or not isinstance(value, str):
             raise ConfigError(f"metadata {key!r}: {value!r} must be text; convert it with str().")
     return {**own, **extra}
-
-
-@contextmanager
-def _evaluating(backbone: nn.Module) -> Iterator[None]:
-    """Set eval mode, and give every module its own mode back: frozen parts differ from others."""
-    before = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

@@ -1,124 +1,279 @@
-"""Weights into a backbone: every tensor that it needs, of the right shape, or nothing."""
+"""Weights into a backbone: every tensor that it needs, of the right shape, or nothing.
+
+What is left over in a file must have a reason (a classifier, a stage that is not kept, a dead
+layer); anything else, and anything missing, is an error that lists both, and the backbone stays as
+it was. What a file means travels with its numbers: colours in BGR order are turned, so that every
+backbone takes RGB; half precision is widened; fixed values that a format leaves out are put in.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import WeightsError, WeightsMismatchError, WeightsNotFoundError
+from trunkline.errors import CheckpointError, UnknownLayoutError, WeightsMismatchError
+from trunkline.preprocessing import Preprocessing
+from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
+from trunkline.weights.hub import Progress
+from trunkline.weights.identify import candidates
+from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.layouts.layout import feature
+from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
+from trunkline.weights.sources import Located, locate
+from trunkline.weights.translation import Native, to_native
+from trunkline.zoo import list_backbones, variant_config
 
-STORE = "TRUNKLINE_WEIGHTS"  # environment variable: a folder of VARIANT.safetensors
-_COUNTER = "num_batches_tracked"  # of batch norm: no part of what it computes with a set momentum
-_SHOWN = 10
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did. ``str(report)`` says it in sentences.
+
+    Attributes:
+        source: What was asked for.
+        path: The file that was read.
+        sha256: Of that file.
+        tag: The catalog's tag, None for a file of one's own.
+        license: Of the weights, where the catalog or the file says it.
+        layout: The layout that the file was recognised as.
+        container: Where in the file the tensors were, "" at its top.
+        matched: Number of tensors that were loaded.
+        adapted: What was changed on the way, in sentences.
+        dropped: Reason → names in the file that were left aside.
+        filled: Names of the backbone that the file leaves out and that have a fixed value.
+        notes: What the reader of the file has to say.
+    """
+
+    source: str
+    path: Path
+    sha256: str
+    tag: str | None
+    license: str | None
+    layout: str
+    container: str
+    matched: int
+    adapted: tuple[str, ...] = ()
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    filled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.matched} tensors from {self.path.name}, read as {self.layout}."]
+        lines += [*self.adapted, *self.notes]
+        lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
+        return "\n".join(lines)
 
 
-def load_weights(backbone: Backbone, source: str | os.PathLike[str]) -> None:
+@dataclass(frozen=True)
+class Read:
+    """A checkpoint, found, read, recognised and put under our names.
+
+    Attributes:
+        located: Where it came from.
+        checkpoint: What the file holds.
+        match: How its names were understood.
+        native: Its tensors under our names.
+        preprocessing: How its network wants its images, in RGB; None where nobody said.
+    """
+
+    located: Located
+    checkpoint: Checkpoint
+    match: Match
+    native: Native
+    preprocessing: Preprocessing | None
+
+    def report(self) -> LoadReport:
+        """Return what was done, in the words of a report."""
+        entry = self.located.entry
+        return LoadReport(
+            source=self.located.source,
+            path=self.located.path,
+            sha256=self.located.sha256,
+            tag=entry.tag if entry else self.checkpoint.metadata.get("tag"),
+            license=entry.license if entry else self.checkpoint.metadata.get("license"),
+            layout=self.match.layout.name,
+            container=self.checkpoint.container,
+            matched=len(self.match.found),
+            adapted=(*self.native.adapted, *self.native.casts),
+            dropped=self.match.dropped,
+            filled=self.match.filled,
+            notes=self.checkpoint.notes,
+        )
+
+
+def load_weights(
+    backbone: Backbone,
+    source: str | os.PathLike[str],
+    layout: str = "auto",
+    *,
+    allow_noncommercial: bool = False,
+    progress: Progress | None = None,
+) -> LoadReport:
     """Load a checkpoint into a backbone, strictly.
 
-    The file holds the backbone's own names (``stem.…``, ``stages.0.…``). Stages that the backbone
-    does not keep may be in the file; nothing else may be left over, and nothing may be missing. If
-    anything is wrong, the backbone is left as it was.
-
     Args:
-        backbone: Where the weights go; parameters on the meta device are materialised.
-        source: A safetensors file, or ``"default"``: the file named after the variant in the
-            folder that the environment variable ``TRUNKLINE_WEIGHTS`` names.
+        backbone: Where the weights go; parameters on the meta device are materialised. Its
+            ``preprocessing`` becomes the checkpoint's, where that is known.
+        source: ``"default"``, a tag of the catalog, ``hf://owner/repo[/file][@revision]``, or the
+            path of a file.
+        layout: A name of ``trunkline.weights.layouts.LAYOUTS``; ``"auto"`` recognises it.
+        allow_noncommercial: Agree to licences that forbid commercial use.
+        progress: Called while a file arrives; by default nothing is shown.
+
+    Returns:
+        The report; it is also kept as ``backbone.load_report``.
 
     Raises:
-        WeightsNotFoundError: No such file, or no store to look in.
+        WeightsNotFoundError: No such tag, file or repository, or no way to get it.
+        LicenseError: A licence that was not agreed to.
+        IntegrityError: The file is not the one it should be.
+        CheckpointError: The file cannot be read, or asks to run code.
+        UnknownLayoutError: The names are of no known layout, or of several.
         WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
-        WeightsError: Not a safetensors file.
     """
-    path = _in_store(backbone) if source == "default" else Path(source)
-    tensors = _read(path)
-    wanted = backbone.state_dict()
-    unused = {name for name in tensors if name not in wanted and not _pruned(name, backbone)}
-    missing = {name for name in wanted.keys() - tensors.keys() if not name.endswith(_COUNTER)}
-    wrong = [
-        f"{name} is {tuple(tensors[name].shape)}, needs {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & tensors.keys())
-        if tensors[name].shape != wanted[name].shape
-    ]
-    if unused or missing or wrong:
-        raise WeightsMismatchError(
-            f"{path} does not fit {backbone.variant or 'this network'}, nothing was loaded. "
-            + " ".join(
-                _listed(title, sorted(names))
-                for title, names in (
-                    ("Missing:", missing),
-                    ("Left over:", unused),
-                    ("Of another shape:", wrong),
-                )
-                if names
-            )
-        )
-    _assign(backbone, wanted, tensors)
+    located = locate(
+        backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
+    )
+    read = read_for(backbone, located, read_checkpoint(located.path), layout)
+    return adopt(backbone, read)
 
 
-def _in_store(backbone: Backbone) -> Path:
-    if backbone.variant is None:
-        raise WeightsNotFoundError(
-            "a network of one's own has no default weights; give weights=PATH, or none."
-        )
-    store = os.environ.get(STORE)
-    name = f"{backbone.variant}.safetensors"
-    if not store:
-        raise WeightsNotFoundError(
-            f"no default weights for {backbone.variant}: set {STORE} to a folder that holds "
-            f"{name}, or give weights=PATH."
-        )
-    if not (path := Path(store, name)).is_file():
-        raise WeightsNotFoundError(
-            f"no default weights for {backbone.variant}: {path} does not exist. Put the file "
-            "there, or give weights=PATH."
-        )
-    return path
+def adopt(backbone: Backbone, read: Read) -> LoadReport:
+    """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
+    assign(backbone, read.native.state)
+    report = read.report()
+    backbone.preprocessing = read.preprocessing
+    backbone.load_report = report
+    return report
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsNotFoundError(
-            f"no file {path}; give the path of a safetensors file, or weights=None for a random "
-            "network."
-        )
+def read_for(
+    backbone: Backbone, located: Located, checkpoint: Checkpoint, layout: str = "auto"
+) -> Read:
+    """Understand a file as the weights of a backbone, which is not touched.
+
+    Args:
+        backbone: What the file is for; it may be on the meta device.
+        located: Where the file came from.
+        checkpoint: What it holds.
+        layout: A name of ``LAYOUTS``, or ``"auto"``.
+
+    Raises:
+        CheckpointError: Its metadata does not make sense.
+        UnknownLayoutError: The names are of no known layout, or of several.
+        WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
+    """
+    if layout == "auto" and located.layout:
+        layout = located.layout
+    if layout == "auto" and checkpoint.metadata.get("__author__") == "torchvision":
+        layout = "detectron2"  # its conversion leaves the stride and the colours as they were
+    _check_stride(backbone, located, checkpoint)
+    preprocessing = _preprocessing(located, checkpoint)
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a safetensors file ({error}); save one with "
-            "safetensors.torch.save_file(backbone.state_dict(), path)."
+        if layout in LAYOUTS:
+            check_norm(backbone, LAYOUTS[layout])
+        match = recognise(backbone, checkpoint.tensors, layout)
+        bgr = _is_bgr(match, located)
+        native = to_native(backbone, match, checkpoint.tensors, bgr=bgr)
+    except UnknownLayoutError as error:
+        raise UnknownLayoutError(
+            f"{located.path}: {error} {_looks_like(backbone, checkpoint)}"
+        ) from error
+    except WeightsMismatchError as error:
+        raise WeightsMismatchError(
+            f"{located.path}: {error} Nothing was loaded. {_looks_like(backbone, checkpoint)}"
+        ) from error
+    return Read(located, checkpoint, match, native, preprocessing)
+
+
+def _check_stride(backbone: Backbone, located: Located, checkpoint: Checkpoint) -> None:
+    """Refuse our own files of a network with the stride elsewhere, which no name would tell."""
+    stored = checkpoint.metadata.get("variant", "")
+    if stored not in list_backbones():
+        return
+    theirs, ours = variant_config(stored), backbone.architecture
+    if bool(feature(theirs, "stride_in_1x1")) != bool(feature(ours, "stride_in_1x1")):
+        raise WeightsMismatchError(
+            f"{located.path} says that it holds {stored}, which has its stride in another layer "
+            f"than {backbone.variant or 'this network'}. Nothing was loaded; build {stored}."
+        )
+
+
+def _is_bgr(match: Match, located: Located) -> bool:
+    """Return whether the file's stem takes blue first: the row knows best, of its own files."""
+    entry = located.entry
+    if entry is not None and match.layout.name in {place.layout for place in entry.places}:
+        return entry.preprocessing.channel_order == "BGR"
+    return match.layout.bgr
+
+
+def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
+    """Say which network a file holds, for whoever gave it to another one."""
+    found = candidates(checkpoint.tensors)
+    if not found:
+        return "The file looks like none of our networks."
+    best = found[0]
+    alike = [c for c in found if (c.share, c.unexplained) == (best.share, best.unexplained)]
+    # Names that do not tell the stride are those of two networks.
+    source = best.layout.title.partition(",")[0]
+    variants = dict.fromkeys(c.variant for c in alike if c.layout.title.startswith(source))
+    how = "holds" if best.share == 1 else f"looks most like ({best.percent}% of its tensors)"
+    said = f"The file {how} {' or '.join(variants)} as {source} names it."
+    theirs, ours = best.layout.norm or "batch", norm_kind(backbone)
+    if theirs != ours and (best.layout.norm or ours == "group"):
+        said += (
+            f" It fits {theirs} norms only, and this backbone has {ours} norms: build it with "
+            f"norm={theirs!r}."
+        )
+    return said
+
+
+def _preprocessing(located: Located, checkpoint: Checkpoint) -> Preprocessing | None:
+    if located.entry is not None:
+        return located.entry.preprocessing.in_rgb()
+    stored = checkpoint.metadata.get("preprocessing")
+    if stored is None:
+        return None
+    try:
+        return Preprocessing.from_dict(json.loads(stored)).in_rgb()
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{located.path} says in its metadata how its images are prepared, but not in our "
+            f"words ({error}); write the file anew with `trunkline convert`."
         ) from error
 
 
-def _pruned(name: str, backbone: Backbone) -> bool:
-    part, _, rest = name.partition(".")
-    index = rest.partition(".")[0]
-    return part == "stages" and index in {str(i) for i in range(len(backbone.stages), 4)}
+def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+    """Put tensors in place, on the device and in the dtype of what was there.
 
-
-def _listed(title: str, names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{title} {len(names)} ({'; '.join(names[:_SHOWN])}{more})."
-
-
-def _assign(
-    backbone: Backbone, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put checked tensors in place of what is there, on the device and in the dtype of that."""
-    on_meta = any(tensor.is_meta for tensor in wanted.values())
-    state = {}
-    for name, old in wanted.items():
+    A backbone on the meta device gets tensors of its own; one that exists keeps its parameters,
+    since an optimizer may hold them.
+    """
+    present = backbone.state_dict()
+    on_meta = any(tensor.is_meta for tensor in present.values())
+    placed = {}
+    for name, old in present.items():
         device = torch.get_default_device() if old.is_meta else old.device
-        new = tensors.get(name)
-        state[name] = (
-            torch.zeros_like(old, device=device) if new is None else new.to(device, old.dtype)
-        )
-    # Assigning would part a network that exists from its optimizer.
-    backbone.load_state_dict(state, assign=on_meta)
+        tensor = _own(state[name]) if on_meta else state[name]
+        placed[name] = tensor.to(device, old.dtype)
+    backbone.load_state_dict(placed, assign=on_meta)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy in memory of its own.
+
+    Tensors of a file are views of it, and whoever trains may save over that file, which would take
+    the ground from under them. NumPy copies in this thread; PyTorch would start its pool, which on
+    a busy machine takes ten times as long for what is only memory.
+    """
+    copied = torch.empty(tensor.shape, dtype=tensor.dtype)
+    source = tensor.contiguous().reshape(-1).view(torch.uint8)
+    np.copyto(copied.reshape(-1).view(torch.uint8).numpy(), source.numpy())
+    return copied

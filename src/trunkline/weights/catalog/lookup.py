@@ -135,8 +135,8 @@ def check_license(entry: WeightEntry, *, allow_noncommercial: bool = False) -> N
         what = f"nothing is known to allow commercial use of {entry.variant} {entry.tag}"
     raise LicenseError(
         f"{what}: {title} ({entry.license}). If that suits what you do, say "
-        "allow_noncommercial=True; `trunkline weights list "
-        f"{entry.variant} --license permissive` shows what needs no such agreement."
+        "allow_noncommercial=True, or --allow-noncommercial on the command line; `trunkline "
+        f"weights list {entry.variant} --license permissive` shows what needs no such agreement."
     )
 
 

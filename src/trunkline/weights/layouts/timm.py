@@ -7,13 +7,27 @@ Sources: timm 1.0 ``models/resnet.py``, ``models/dla.py``, ``models/regnet.py``;
 from __future__ import annotations
 
 from trunkline.backbones.backbone import Architecture
-from trunkline.weights.layouts.layout import Change, Layout, Rule, modules
+from trunkline.weights.layouts.layout import (
+    Change,
+    Drop,
+    Layout,
+    Rule,
+    feature,
+    has_no_extra_projection,
+    modules,
+)
 from trunkline.weights.layouts.torchvision import resnet_rules
 
 CONV_CLASSIFIER = Change(
     why="the classifier is a 1×1 convolution there, a linear layer here",
     to_native=lambda weight: weight.flatten(1),
     to_upstream=lambda weight: weight[:, :, None, None],
+)
+
+
+DEAD_PROJECTION = Drop(
+    r"level\d(\.tree[12])*\.project\.[01]\.\w+",
+    "the original computes this projection and throws the result away",
 )
 
 
@@ -46,6 +60,26 @@ def dla_rules(architecture: Architecture) -> list[Rule]:
     ]
 
 
+def dead_projections(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the projections that the original owns and never uses.
+
+    Every inner node of a tree that changes the width has one, on the way to the first leaf.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    entering = architecture.stem_channels
+    for stage, num_blocks in enumerate(architecture.stage_depths):
+        leaving = architecture.stage_channels[stage]
+        depth = num_blocks.bit_length() - 1
+        for inner in range(depth - 1 if entering != leaving else 0):
+            project = f"level{stage + 2}{'.tree1' * inner}.project"
+            shapes[f"{project}.0.weight"] = (leaving, entering, 1, 1)
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{project}.1.{leaf}"] = (leaving,)
+            shapes[f"{project}.1.num_batches_tracked"] = ()
+        entering = leaving
+    return shapes
+
+
 def _path(node: int, num_nodes: int) -> str:
     """Return the way to a leaf from the root of its tree: left is ``.tree1``, right ``.tree2``."""
     steps = num_nodes.bit_length() - 1
@@ -67,17 +101,12 @@ def _regnet_rules(_architecture: Architecture) -> list[Rule]:
     )
 
 
-def _projects_as_timm(architecture: Architecture) -> bool:
-    # vd's projection in stage 0 is one that timm's 18 and 34 do not have.
-    return not getattr(architecture, "project_first", False) or getattr(
-        architecture, "bottleneck", False
-    )
-
-
 TIMM_RESNET = Layout(
     name="timm-resnet",
     title="timm's ResNet",
-    applies=lambda a: a.family == "resnet" and _projects_as_timm(a),
+    applies=lambda a: (
+        a.family == "resnet" and has_no_extra_projection(a) and not feature(a, "stride_in_1x1")
+    ),
     rules=resnet_rules,
 )
 
@@ -86,6 +115,15 @@ TIMM_DLA = Layout(
     title="timm's DLA",
     applies=lambda a: a.family == "dla",
     rules=dla_rules,
+    drops=(DEAD_PROJECTION,),  # its first copies of the original's files kept them
+)
+
+DLA = Layout(
+    name="dla",
+    title="the original DLA",
+    applies=lambda a: a.family == "dla",
+    rules=dla_rules,
+    drops=(DEAD_PROJECTION,),
 )
 
 TIMM_REGNET = Layout(

@@ -6,14 +6,14 @@ Sources: torchvision 0.29 ``models/resnet.py``, ``models/regnet.py``; timm 1.0 `
 from __future__ import annotations
 
 from trunkline.backbones.backbone import Architecture
-from trunkline.weights.layouts.layout import Layout, Rule, modules
+from trunkline.weights.layouts.layout import Layout, Rule, feature, is_plain_resnet, modules
 
 
 def resnet_rules(architecture: Architecture) -> list[Rule]:
     """Return the rules of a ResNet, with timm's additions for deep stems and pooled shortcuts."""
     block = "stages.{s}.blocks.{b}", "layer{s+1}.{b}"
     # The upstream counts the pool of a pooled shortcut, even where stage 0 has none.
-    conv, norm = (1, 2) if getattr(architecture, "pooled_shortcut", False) else (0, 1)
+    conv, norm = (1, 2) if feature(architecture, "pooled_shortcut") else (0, 1)
     return [
         *_stem(architecture),
         *modules(
@@ -27,7 +27,7 @@ def resnet_rules(architecture: Architecture) -> list[Rule]:
 
 
 def _stem(architecture: Architecture) -> list[Rule]:
-    if _has_plain_stem(architecture):
+    if len(architecture.stem_widths) == 1:  # type: ignore[attr-defined]
         return modules(("stem.conv", "conv1"), ("stem.norm", "bn1"))
     return modules(
         ("stem.0.conv", "conv1.0"),
@@ -37,10 +37,6 @@ def _stem(architecture: Architecture) -> list[Rule]:
         ("stem.2.conv", "conv1.6"),
         ("stem.2.norm", "bn1"),  # the last norm is outside the deep stem
     )
-
-
-def _has_plain_stem(architecture: Architecture) -> bool:
-    return len(getattr(architecture, "stem_widths", ())) == 1
 
 
 def _regnet_rules(_architecture: Architecture) -> list[Rule]:
@@ -67,12 +63,7 @@ def _regnet_rules(_architecture: Architecture) -> list[Rule]:
 TORCHVISION_RESNET = Layout(
     name="torchvision-resnet",
     title="torchvision's ResNet",
-    applies=lambda a: (
-        a.family == "resnet"
-        and _has_plain_stem(a)
-        and not getattr(a, "pooled_shortcut", False)
-        and not getattr(a, "project_first", False)
-    ),
+    applies=is_plain_resnet,
     rules=resnet_rules,
 )
 

@@ -8,17 +8,17 @@ Sources: transformers 5.23 ``models/resnet``, ``models/regnet``, ``models/rt_det
 from __future__ import annotations
 
 from trunkline.backbones.backbone import Architecture
-from trunkline.weights.layouts.layout import Layout, Rule, modules
+from trunkline.weights.layouts.layout import Layout, Rule, feature, is_plain_resnet, modules
 
 _BLOCK = "stages.{s}.blocks.{b}", "encoder.stages.{s}.layers.{b}"
 _CONV, _NORM = "convolution", "normalization"
 
 
 def _resnet_rules(_architecture: Architecture) -> list[Rule]:
-    ours, theirs = _BLOCK[0], f"resnet.{_BLOCK[1]}"
+    ours, theirs = _BLOCK
     return modules(
-        ("stem.conv", f"resnet.embedder.embedder.{_CONV}"),
-        ("stem.norm", f"resnet.embedder.embedder.{_NORM}"),
+        ("stem.conv", f"embedder.embedder.{_CONV}"),
+        ("stem.norm", f"embedder.embedder.{_NORM}"),
         (f"{ours}.conv{{k}}.conv", f"{theirs}.layer.{{k-1}}.{_CONV}"),
         (f"{ours}.conv{{k}}.norm", f"{theirs}.layer.{{k-1}}.{_NORM}"),
         (f"{ours}.shortcut.conv", f"{theirs}.shortcut.{_CONV}"),
@@ -28,12 +28,12 @@ def _resnet_rules(_architecture: Architecture) -> list[Rule]:
 
 
 def _regnet_rules(architecture: Architecture) -> list[Rule]:
-    ours, theirs = _BLOCK[0], f"regnet.{_BLOCK[1]}"
+    ours, theirs = _BLOCK
     # In Y, squeeze-and-excitation is layer 2 and pushes the last convolution to 3.
-    last = 3 if getattr(architecture, "squeeze", False) else 2
+    last = 3 if feature(architecture, "squeeze") else 2
     return modules(
-        ("stem.conv", f"regnet.embedder.embedder.{_CONV}"),
-        ("stem.norm", f"regnet.embedder.embedder.{_NORM}"),
+        ("stem.conv", f"embedder.embedder.{_CONV}"),
+        ("stem.norm", f"embedder.embedder.{_NORM}"),
         *(
             pair
             for k, layer in ((1, 0), (2, 1), (3, last))
@@ -71,25 +71,25 @@ TRANSFORMERS_RESNET = Layout(
     name="transformers-resnet",
     title="transformers' ResNet",
     applies=lambda a: (
-        a.family == "resnet"
-        and len(getattr(a, "stem_widths", ())) == 1
-        and not getattr(a, "pooled_shortcut", False)
-        and not getattr(a, "project_first", False)
-        and (getattr(a, "groups", 0), getattr(a, "width_per_group", 0)) == (1, 64)
+        is_plain_resnet(a)
+        and (feature(a, "groups"), feature(a, "width_per_group"), feature(a, "width"))
+        == (1, 64, 64)
     ),
     rules=_resnet_rules,
+    prefix="resnet.",
 )
 
 TRANSFORMERS_REGNET = Layout(
     name="transformers-regnet",
     title="transformers' RegNet",
-    applies=lambda a: a.family == "regnet" and not getattr(a, "torchvision_rounding", False),
+    applies=lambda a: a.family == "regnet" and not feature(a, "torchvision_rounding"),
     rules=_regnet_rules,
+    prefix="regnet.",
 )
 
 TRANSFORMERS_RTDETR = Layout(
     name="transformers-rtdetr",
     title="transformers' RT-DETR backbone",
-    applies=lambda a: a.family == "resnet" and getattr(a, "project_first", False),
+    applies=lambda a: bool(feature(a, "project_first")),
     rules=_rtdetr_rules,
 )

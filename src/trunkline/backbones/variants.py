@@ -1,0 +1,65 @@
+"""Names → configs: how a family finds its variants, and what to say of a name that it lacks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+from trunkline.errors import UnknownVariantError
+
+T = TypeVar("T")
+
+
+def normalize_name(name: str) -> str:
+    """Return ``name`` as variants are looked up: lower case, hyphens, without a hub's owner."""
+    return name.strip().lower().replace("_", "-").rpartition("/")[2]
+
+
+def resolve_variant(name: object, variants: Mapping[str, T], aliases: Mapping[str, str]) -> str:
+    """Return the variant that ``name`` means.
+
+    Args:
+        name: A variant or an alias; ``_`` and ``-`` are the same, so are capitals.
+        variants: All variants by name.
+        aliases: Other names, normalised, with the variant that each stands for.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+    """
+    if not isinstance(name, str):
+        raise UnknownVariantError(
+            f"a variant is named by a string, not {type(name).__name__}; see `trunkline list`."
+        )
+    wanted = normalize_name(name)
+    wanted = aliases.get(wanted, wanted)
+    if wanted in variants:
+        return wanted
+    close = difflib.get_close_matches(wanted, [*variants, *aliases], n=6, cutoff=0.5)
+    names = list(dict.fromkeys(aliases.get(match, match) for match in close))[:3]
+    hint = f"closest: {', '.join(names)}" if names else f"for example: {', '.join([*variants][:3])}"
+    raise UnknownVariantError(f"no variant {name!r}; {hint}. `trunkline list` shows all.")
+
+
+def is_architecture(value: object) -> bool:
+    """Return whether ``value`` is a family's config, by what it can do.
+
+    Not by its class: a family's file that is run from its own folder defines that a second time.
+    """
+    return hasattr(value, "build_stem") and hasattr(value, "build_stage")
+
+
+def resolve_config(wanted: Any, variants: Mapping[str, T], aliases: Mapping[str, str]) -> T:
+    """Return the config that is wanted: itself, or a variant's by name.
+
+    Raises:
+        UnknownVariantError: Neither a config nor the name of a variant.
+    """
+    if is_architecture(wanted):
+        return cast(T, wanted)
+    return variants[resolve_variant(wanted, variants, aliases)]
+
+
+def name_of(config: object, variants: Mapping[str, object]) -> str | None:
+    """Return the variant whose config this is, None if there is none."""
+    return next((name for name, known in variants.items() if known == config), None)

@@ -1,0 +1,275 @@
+"""A checkpoint of one upstream, rewritten as another's.
+
+The way goes through our own names, with everything that a file means: colours are turned where the
+two differ, a classifier travels along, and fixed values that one format leaves out are put in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from trunkline.backbones.backbone import Architecture, Backbone
+from trunkline.backbones.layers import FrozenBatchNorm2d, NormStandIn
+from trunkline.errors import ConfigError, OutputError, UnknownLayoutError, WeightsMismatchError
+from trunkline.outputs import written_whole
+from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
+from trunkline.weights.hub import Progress
+from trunkline.weights.identify import Candidate, candidate, candidates
+from trunkline.weights.layouts import LAYOUTS, TARGETS, layouts_for
+from trunkline.weights.layouts.layout import Layout, feature
+from trunkline.weights.loading import Read, read_for
+from trunkline.weights.matching import classifier_names, stem_weight
+from trunkline.weights.sources import Located, locate
+from trunkline.weights.translation import to_upstream
+from trunkline.zoo import canonical_name, variant_config
+
+_GROUP_NORMS = ("detectron2", "trunkline")  # the targets that have such norms under these names
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pyth", ".pkl")
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+        path: The file that was written.
+        variant: The network that it holds.
+        read_as: Layout of the source.
+        written_as: Layout of the result.
+        num_tensors: Tensors that were written.
+        classifier: Whether a classifier is among them.
+        notes: What a reader of the result should know, in sentences.
+    """
+
+    path: Path
+    variant: str
+    read_as: str
+    written_as: str
+    num_tensors: int
+    classifier: bool
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = "with its classifier" if self.classifier else "without a classifier"
+        said = (
+            f"{self.path}: {self.variant}, {self.num_tensors} tensors {head}, "
+            f"read as {self.read_as}, written as {self.written_as}."
+        )
+        return "\n".join([said, *self.notes])
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    to: str,
+    *,
+    variant: str | None = None,
+    layout: str = "auto",
+    allow_noncommercial: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Rewrite a checkpoint under another library's names.
+
+    Args:
+        src: A path, ``hf://owner/repo[/file]``, or a tag of the catalog (with ``variant``).
+        dst: Where the result goes. The ending says how it is written: ``.safetensors``; ``.pth``,
+            ``.pt``, ``.bin`` or ``.pyth`` as PyTorch does, in the upstream's own container;
+            ``.pkl`` for detectron2.
+        to: ``"timm"``, ``"torchvision"``, ``"transformers"``, ``"detectron2"``, ``"mmpretrain"``,
+            ``"pycls"``, ``"rtdetr"``, ``"dla"`` or ``"trunkline"``.
+        variant: What the file holds, where its names and shapes do not say.
+        layout: How the file names its tensors; ``"auto"`` recognises it.
+        allow_noncommercial: Agree to licences that forbid commercial use.
+        progress: Called while a file arrives; by default nothing is shown.
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigError: Another ``to``.
+        OutputError: An ending that cannot be written, or a place that cannot be written to.
+        UnknownLayoutError: The file is of no known network, or of several.
+        WeightsMismatchError: The upstream has no such network, or the file is incomplete.
+        WeightsError: The source cannot be had or read, see ``load_weights``.
+    """
+    _check_target(Path(dst), to)
+    named = None if variant is None else canonical_name(variant)
+    located = locate(named, src, allow_noncommercial=allow_noncommercial, progress=progress)
+    checkpoint = read_checkpoint(located.path)
+    name = named or _identified(located, checkpoint, layout, to)
+    architecture = variant_config(name)
+    target = _target(to, name, architecture)
+    stand_in = _stand_in(located, checkpoint, name, layout)
+    read = read_for(stand_in, located, checkpoint, layout)
+    if read.match.layout.norm == "group" and to not in _GROUP_NORMS:
+        raise WeightsMismatchError(
+            f"{located.path} holds group norms, and {to}'s {name} has batch norms; it can be "
+            f"written for: {', '.join(_GROUP_NORMS)}."
+        )
+    state = dict(read.native.state)
+    notes = list(read.native.adapted)
+    if read.native.head:
+        if classifier_names(target, architecture):
+            state.update(read.native.head)
+        else:
+            notes.append(f"{target.title} has no classifier; that of the file was left out.")
+    tensors = to_upstream(target, architecture, state)
+    _write(Path(dst), to, tensors, _metadata(read, name, target))
+    return ConversionReport(
+        path=Path(dst),
+        variant=name,
+        read_as=read.match.layout.name,
+        written_as=target.name,
+        num_tensors=len(tensors),
+        classifier=any(native.startswith("classifier") for native in state),
+        notes=(*notes, *_warnings(target)),
+    )
+
+
+def _check_target(dst: Path, to: str) -> None:
+    if to not in TARGETS:
+        raise ConfigError(f"to={to!r} is not known; allowed: {', '.join(TARGETS)}.")
+    if dst.suffix not in SUFFIXES or (dst.suffix == ".pkl") > (to == "detectron2"):
+        raise OutputError(
+            f"{dst} has an ending that is not written for {to}; use .safetensors, .pth, .pt, .bin "
+            "or .pyth (.pkl for detectron2 only)."
+        )
+
+
+def _identified(located: Located, checkpoint: Checkpoint, layout: str, to: str) -> str:
+    """Return which variant a file holds, by the catalog, its metadata, or its tensors."""
+    if located.entry is not None:
+        return located.entry.variant
+    if stored := checkpoint.metadata.get("variant"):
+        return canonical_name(stored)
+    found = candidates(checkpoint.tensors)
+    whole = [one for one in found if one.whole and layout in ("auto", one.layout.name)]
+    if not whole:
+        raise UnknownLayoutError(f"{located.path} {_closest(found)}")
+    strides = {
+        bool(feature(variant_config(one.variant), "stride_in_1x1")): one.variant
+        for one in whole
+        if one.layout is whole[0].layout
+    }
+    if len(strides) > 1:
+        raise UnknownLayoutError(
+            f"{located.path} fits {' and '.join(sorted(strides.values()))}, which differ in where "
+            "the stride is, and its names do not tell; say variant=NAME."
+        )
+    # Several names for one function (resnet50d, resnet50vd): take the one that the target has.
+    for one in whole:
+        if any(known.applies(variant_config(one.variant)) for known in TARGETS[to]):
+            return one.variant
+    return whole[0].variant
+
+
+def _closest(found: list[Candidate]) -> str:
+    if not found:
+        return "looks like none of our networks; `trunkline list` shows them."
+    best = found[0]
+    return (
+        f"holds no whole network; it looks most like {best.variant} as {best.layout.title} names "
+        f"it ({best.percent}% of its tensors, {best.unexplained} unexplained). "
+        "If you know better, say variant=NAME and layout=NAME."
+    )
+
+
+def _target(to: str, variant: str, architecture: Architecture) -> Layout:
+    for layout in TARGETS[to]:
+        if layout.applies(architecture):
+            return layout
+    fitting = [
+        name for name, row in TARGETS.items() if any(one.applies(architecture) for one in row)
+    ]
+    raise WeightsMismatchError(
+        f"{to} has no {variant}; it can be written for: {', '.join(fitting)}."
+    )
+
+
+def _stand_in(located: Located, checkpoint: Checkpoint, variant: str, layout: str) -> Backbone:
+    """Return a network on the meta device that wants what the file should hold."""
+    needed = _norm_of(checkpoint, variant, located.layout or layout)
+    norms: dict[str, Any] = {"frozen": FrozenBatchNorm2d, "group": "group"}
+    with torch.device("meta"):
+        return Backbone(
+            variant_config(variant),
+            variant=variant,
+            norm=norms.get(needed, NormStandIn),
+            in_channels=_in_channels(checkpoint.tensors, variant),
+        )
+
+
+def _norm_of(checkpoint: Checkpoint, variant: str, layout: str) -> str:
+    """Return ``"frozen"`` or ``"group"`` where a file fits such norms only, else ``""``."""
+    if layout in LAYOUTS:
+        return LAYOUTS[layout].norm
+    for known in layouts_for(variant_config(variant)):
+        if known.norm and candidate(checkpoint.tensors, variant, known).whole:
+            return known.norm
+    return ""
+
+
+def _in_channels(tensors: Mapping[str, Tensor], variant: str) -> int:
+    """Return the stem's input channels of a file, three where no layout finds the stem."""
+    architecture = variant_config(variant)
+    first = stem_weight(architecture)
+    for layout in LAYOUTS.values():
+        if not layout.applies(architecture):
+            continue
+        stem = layout.names(architecture, [first])[first].upstream
+        for name, tensor in tensors.items():
+            if layout.respelled(name) == stem and tensor.ndim == 4:
+                return int(tensor.shape[1])
+    return 3
+
+
+def _metadata(read: Read, variant: str, target: Layout) -> dict[str, str]:
+    metadata = {"format": "pt", "variant": variant, "layout": target.name}
+    if read.preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(read.preprocessing.to_dict())
+    report = read.report()
+    told = {"tag": report.tag, "license": report.license}
+    metadata |= {name: value for name, value in told.items() if value}
+    metadata["source_sha256"] = read.located.sha256
+    return metadata
+
+
+def _warnings(target: Layout) -> list[str]:
+    said = []
+    if target.bgr:
+        said.append("The stem takes BGR, as that library's networks do.")
+    if target.told:
+        said.append(f"Read it back with layout={target.name!r}: {target.told}.")
+    return said
+
+
+def _write(dst: Path, to: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    with written_whole(dst) as path:
+        if dst.suffix == ".safetensors":
+            path.write_bytes(save(dict(tensors), metadata))
+        elif dst.suffix == ".pkl":
+            # numpy knows no bfloat16
+            wide = {n: t.float() if t.dtype is torch.bfloat16 else t for n, t in tensors.items()}
+            arrays = {name: tensor.numpy() for name, tensor in wide.items()}
+            content = {"model": arrays, "__author__": "trunkline", "matching_heuristics": True}
+            path.write_bytes(pickle.dumps(content, protocol=4))
+        else:
+            torch.save(_CONTAINERS.get(to, dict)(dict(tensors)), path)
+
+
+# What an upstream's own files put around a state dict. The others' are bare.
+_CONTAINERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "detectron2": lambda state: {"model": state},
+    "mmpretrain": lambda state: {"state_dict": state, "meta": {}},
+    "pycls": lambda state: {"model_state": state},
+}

@@ -1,0 +1,87 @@
+"""mmpretrain's names.
+
+Sources: mmpretrain ``models/backbones/resnet.py`` (V1c and V1d: ``deep_stem``, ``avg_down``) and
+``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR input.
+"""
+
+from __future__ import annotations
+
+from trunkline.backbones.backbone import Architecture
+from trunkline.weights.layouts.layout import (
+    Layout,
+    Rule,
+    feature,
+    has_no_extra_projection,
+    modules,
+)
+
+
+def _block_rules(architecture: Architecture) -> list[Rule]:
+    ours, theirs = "stages.{s}.blocks.{b}", "layer{s+1}.{b}"
+    rules = modules(
+        (f"{ours}.conv{{k}}.conv", f"{theirs}.conv{{k}}"),
+        (f"{ours}.conv{{k}}.norm", f"{theirs}.bn{{k}}"),
+        ("classifier", "head.fc"),
+    )
+    for stage in range(len(architecture.stage_depths)):
+        # A pool in front of the convolution is counted, and stage 0 has none.
+        conv = 1 if stage and feature(architecture, "pooled_shortcut") else 0
+        shortcut = f"stages.{stage}.blocks.0.shortcut"
+        rules += modules(
+            (f"{shortcut}.conv", f"layer{stage + 1}.0.downsample.{conv}"),
+            (f"{shortcut}.norm", f"layer{stage + 1}.0.downsample.{conv + 1}"),
+        )
+    return rules
+
+
+def _plain_rules(architecture: Architecture) -> list[Rule]:
+    return [
+        *modules(("stem.conv", "conv1"), ("stem.norm", "bn1")),
+        *_block_rules(architecture),
+    ]
+
+
+def _deep_stem_rules(architecture: Architecture) -> list[Rule]:
+    return [
+        *modules(("stem.{i}.conv", "stem.{i}.conv"), ("stem.{i}.norm", "stem.{i}.bn")),
+        *_block_rules(architecture),
+    ]
+
+
+def _has_mmpretrain(architecture: Architecture, *, deep: bool) -> bool:
+    return (
+        architecture.family == "resnet"
+        and (len(architecture.stem_widths) == 3) == deep  # type: ignore[attr-defined]
+        and has_no_extra_projection(architecture)
+        and not feature(architecture, "stride_in_1x1")
+    )
+
+
+MMPRETRAIN_RESNET = Layout(
+    name="mmpretrain-resnet",
+    title="mmpretrain's ResNet",
+    applies=lambda a: _has_mmpretrain(a, deep=False),
+    rules=_plain_rules,
+    prefix="backbone.",
+)
+
+MMPRETRAIN_RESNET_DEEP_STEM = Layout(
+    name="mmpretrain-resnet-deep-stem",
+    title="mmpretrain's ResNetV1c or V1d",
+    applies=lambda a: _has_mmpretrain(a, deep=True),
+    rules=_deep_stem_rules,
+    prefix="backbone.",
+)
+
+MMPRETRAIN_REGNET = Layout(
+    name="mmpretrain-regnet",
+    title="mmpretrain's RegNet",
+    applies=lambda a: (
+        a.family == "regnet"
+        and not feature(a, "squeeze")
+        and not feature(a, "torchvision_rounding")
+    ),
+    rules=_plain_rules,
+    prefix="backbone.",
+    bgr=True,
+)

@@ -1,0 +1,259 @@
+"""Which tensor of a file belongs where: every one that is needed, and a reason for every other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from trunkline.backbones.backbone import Architecture, Backbone
+from trunkline.backbones.layers import NormStandIn
+from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.weights.layouts import get_layout, layouts_for
+from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, Name
+
+SHOWN = 10  # names of a long list that an error prints
+_CLASSIFIER_NAMES = (f"{CLASSIFIER}weight", f"{CLASSIFIER}bias")
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the tensors of a file fit the names that a network needs, under one layout.
+
+    Attributes:
+        layout: The layout.
+        found: Native name → the name in the file, and how the value changes.
+        filled: Native names that the file leaves out because their value is fixed.
+        head: As ``found``, for a classifier that the file holds.
+        missing: Upstream names that should be in the file and are not.
+        dropped: Reason → names in the file that have no place here.
+        unexpected: Names in the file that nothing explains.
+    """
+
+    layout: Layout
+    found: dict[str, Name]
+    filled: tuple[str, ...]
+    missing: tuple[str, ...]
+    head: dict[str, Name] = field(default_factory=dict)
+    dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unexpected: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and nothing unexplained."""
+        return not self.missing and not self.unexpected
+
+
+def stem_weight(architecture: Architecture) -> str:
+    """Return the native name of the weight that meets the images."""
+    deep = architecture.family == "dla" or len(getattr(architecture, "stem_widths", (0,))) > 1
+    return "stem.0.conv.weight" if deep else "stem.conv.weight"
+
+
+def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layout) -> Match:
+    """Hold the tensors of a file against what a backbone needs, under one layout."""
+    wanted = backbone.state_dict()
+    spelled = {layout.respelled(name): name for name in tensors}
+    names = layout.names(backbone.architecture, wanted)
+    found, missing = {}, []
+    filled = [name for name in wanted if name not in names]
+    for native, name in names.items():
+        if name.upstream in spelled:
+            found[native] = Name(spelled[name.upstream], name.change)
+        elif native.endswith(BATCH_COUNTER):
+            filled.append(native)
+        else:
+            missing.append(layout.prefix + name.upstream)
+    used = {name.upstream for name in found.values()}
+    left = {short: full for short, full in spelled.items() if full not in used}
+    left.update({full: full for full in tensors.keys() - set(spelled.values())})  # two alike
+    head = classifier_names(layout, backbone.architecture)
+    dropped, unexpected = _explain(backbone, layout, left, set(wanted))
+    return Match(
+        layout=layout,
+        found=found,
+        filled=tuple(filled),
+        head={
+            native: Name(spelled[name.upstream], name.change)
+            for native, name in head.items()
+            if name.upstream in spelled
+        },
+        missing=tuple(sorted(missing)),
+        dropped=dropped,
+        unexpected=tuple(sorted(unexpected)),
+    )
+
+
+def _explain(
+    backbone: Backbone, layout: Layout, left: Mapping[str, str], wanted: set[str]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Sort what is left over into what has a reason, by reason, and what has none."""
+    if not left:
+        return {}, []
+    reasons = _known_reasons(backbone, layout, wanted, left)
+    dropped: dict[str, list[str]] = {}
+    unexpected = []
+    for short, full in left.items():
+        reason = reasons.get(short) or layout.drop_reason(short)
+        if reason is None and short.endswith(BATCH_COUNTER):
+            reason = "frozen norms count no batches" if _counts_none(wanted) else None
+        if reason is None:
+            unexpected.append(full)
+        else:
+            dropped.setdefault(reason, []).append(full)
+    return {reason: tuple(sorted(names)) for reason, names in dropped.items()}, unexpected
+
+
+def classifier_names(layout: Layout, architecture: Architecture) -> dict[str, Name]:
+    """Return what a layout calls the classifier; nothing where its files are backbones only."""
+    try:
+        return layout.names(architecture, _CLASSIFIER_NAMES)
+    except LookupError:
+        return {}
+
+
+def _counts_none(wanted: set[str]) -> bool:
+    return not any(name.endswith(BATCH_COUNTER) for name in wanted)
+
+
+def _known_reasons(
+    backbone: Backbone, layout: Layout, wanted: set[str], left: Mapping[str, str]
+) -> dict[str, str]:
+    architecture = backbone.architecture
+    head = classifier_names(layout, architecture)
+    reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
+    if len(backbone.stages) < len(architecture.stage_depths) and left.keys() - reasons.keys():
+        # A network of group norms has no statistics, which the whole one here stands in for.
+        leaves = {name.rpartition(".")[2] for name in wanted} | {BATCH_COUNTER}
+        whole = [n for n in native_shapes(architecture) if n.rpartition(".")[2] in leaves]
+        gone = [name for name in whole if name not in wanted and name.startswith("stages.")]
+        for native, name in layout.names(architecture, gone).items():
+            if int(native.split(".")[1]) >= len(backbone.stages):
+                reasons[name.upstream] = "in a stage that return_idx does not keep"
+    return reasons
+
+
+@cache
+def native_shapes(architecture: Architecture) -> dict[str, Tensor]:
+    """Return the state dict of a whole network on the meta device, without a classifier."""
+    with torch.device("meta"):
+        return dict(Backbone(architecture, norm=NormStandIn).state_dict())
+
+
+def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto") -> Match:
+    """Find the layout of a file, or hold it against the one that was asked for.
+
+    Args:
+        backbone: What the file is for.
+        tensors: What the file holds.
+        layout: A name of ``LAYOUTS``, or ``"auto"``.
+
+    Returns:
+        A match with nothing missing and nothing unexplained.
+
+    Raises:
+        UnknownLayoutError: No layout fits, or several fit with different meanings.
+        WeightsMismatchError: The layout is clear, but names are missing or left over.
+    """
+    if layout != "auto":
+        chosen = get_layout(layout)
+        if not chosen.applies(backbone.architecture):
+            raise WeightsMismatchError(
+                f"{chosen.title} has no {_spoken(backbone)}; layouts that have it: "
+                f"{', '.join(known.name for known in layouts_for(backbone.architecture))}."
+            )
+        return _complete(backbone, match_layout(backbone, tensors, chosen))
+    kind = norm_kind(backbone)
+    matches = [
+        match_layout(backbone, tensors, known)
+        for known in layouts_for(backbone.architecture)
+        if _fits_norm(known, kind) and _opens(backbone, tensors, known)
+    ]
+    fitting = [match for match in matches if match.complete]
+    free = [match for match in fitting if not match.layout.told]
+    if fitting and not free:
+        raise UnknownLayoutError(f"{fitting[0].layout.told}.")
+    if free and all(_same(match, free[0]) for match in free):
+        return free[0]
+    if free:
+        names = ", ".join(match.layout.name for match in free)
+        raise UnknownLayoutError(f"these names fit several layouts: {names}. Say layout=NAME.")
+    best = max(matches, key=lambda match: len(match.found), default=None)
+    if best is None or len(best.missing) > len(best.found):
+        raise UnknownLayoutError(
+            f"no layout of {_spoken(backbone)} has names such as "
+            f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."
+        )
+    return _complete(backbone, best)
+
+
+def check_norm(backbone: Backbone, layout: Layout) -> None:
+    """Refuse a layout whose files fit other norms than the backbone's.
+
+    Raises:
+        WeightsMismatchError: They do.
+    """
+    if layout.norm and norm_kind(backbone) != layout.norm:
+        raise WeightsMismatchError(
+            f"{layout.title} fits {layout.norm} norms only, and this backbone has "
+            f"{norm_kind(backbone)} norms; build it with norm={layout.norm!r}."
+        )
+
+
+def _opens(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Return whether a file has the layout's name of the stem's weight: a look before the match."""
+    first = stem_weight(backbone.architecture)
+    name = layout.names(backbone.architecture, [first])[first].upstream
+    return any(layout.respelled(there) == name for there in tensors)
+
+
+def _fits_norm(layout: Layout, kind: str) -> bool:
+    # Only our own files and Caffe2's have group norms; others' batch norms do not fit them.
+    if layout.name == "trunkline":
+        return True
+    return kind == layout.norm if layout.norm or kind == "group" else True
+
+
+def norm_kind(backbone: Backbone) -> str:
+    """Return ``"batch"``, ``"frozen"``, ``"group"`` or ``"other"``, by what the norms store."""
+    stem = stem_weight(backbone.architecture).removesuffix("conv.weight") + "norm."
+    held = backbone.stem.state_dict(prefix="stem.")
+    leaves = {name.removeprefix(stem) for name in held if name.startswith(stem)}
+    kinds = {
+        frozenset({"weight", "bias", "running_mean", "running_var", BATCH_COUNTER}): "batch",
+        frozenset({"weight", "bias", "running_mean", "running_var"}): "frozen",
+        frozenset({"weight", "bias"}): "group",
+    }
+    return kinds.get(frozenset(leaves), "other")
+
+
+def _same(one: Match, other: Match) -> bool:
+    return (
+        one.layout.bgr == other.layout.bgr
+        and one.found.keys() == other.found.keys()
+        and all(one.found[n].upstream == other.found[n].upstream for n in one.found)
+    )
+
+
+def _complete(backbone: Backbone, match: Match) -> Match:
+    if match.complete:
+        return match
+    parts = [f"the file does not fit {_spoken(backbone)} as {match.layout.title} names it."]
+    parts += listed("Missing", match.missing)
+    parts += listed("Left over", match.unexpected)
+    raise WeightsMismatchError(" ".join(parts))
+
+
+def listed(title: str, names: Sequence[str]) -> list[str]:
+    """Return a sentence that counts and lists names, cut at ten; none for no names."""
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{title}: {len(names)} ({'; '.join(sorted(names)[:SHOWN])}{more})."]
+
+
+def _spoken(backbone: Backbone) -> str:
+    return backbone.variant or "this network"

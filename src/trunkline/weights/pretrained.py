@@ -1,0 +1,265 @@
+"""A backbone as a folder, or as a repository on the Hub: weights, config and a card.
+
+::
+
+    folder/
+    ├── config.json          family, architecture, options, preprocessing, licence, version
+    ├── model.safetensors    our own names
+    └── README.md            a model card
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+import trunkline
+from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.options import BackboneOptions
+from trunkline.errors import (
+    CheckpointError,
+    ConfigError,
+    OfflineError,
+    OutputError,
+    WeightsNotFoundError,
+)
+from trunkline.outputs import written_whole
+from trunkline.preprocessing import Preprocessing
+from trunkline.weights import hub
+from trunkline.weights.files import cache
+from trunkline.weights.files.huggingface import SCHEME
+from trunkline.zoo import build_backbone, family_config
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+
+def save_pretrained(
+    backbone: Backbone,
+    folder: str | os.PathLike[str],
+    *,
+    license: str | None = None,  # noqa: A002
+) -> Path:
+    """Write a backbone into a folder that ``from_pretrained`` reads.
+
+    Args:
+        backbone: What to save; its options and its ``preprocessing`` are saved with it.
+        folder: Made if it is not there; the three files in it are replaced.
+        license: An SPDX identifier for the card; by default that of the weights it was loaded
+            from, where the catalog knows it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: A norm or an activation that was given as a callable, which no file can hold.
+        OutputError: The folder cannot be written to.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give the path of a folder.")
+    config = _config(backbone, license)
+    metadata = {"format": "pt", "layout": "trunkline"}
+    if backbone.variant:
+        metadata["variant"] = backbone.variant
+    if backbone.preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(backbone.preprocessing.to_dict())
+    told = {"tag": config["trained_as"], "license": config["license"]}
+    metadata |= {name: value for name, value in told.items() if value}
+    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    with written_whole(folder / WEIGHTS) as path:
+        path.write_bytes(save(state, metadata))
+    with written_whole(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with written_whole(folder / CARD) as path:
+        path.write_text(_card(backbone, config), encoding="utf-8")
+    return folder
+
+
+def _config(backbone: Backbone, license_: str | None) -> dict[str, Any]:
+    options = asdict(backbone.options)
+    for name in ("norm", "act"):
+        if not isinstance(options[name], str):
+            raise ConfigError(
+                f"{name} was given as a callable, which a folder cannot hold; build the backbone "
+                "with one of the named ones, or save its state_dict() yourself."
+            )
+    report = backbone.load_report
+    return {
+        "library": "trunkline",
+        "version": trunkline.__version__,
+        "family": backbone.architecture.family,
+        "variant": backbone.variant,
+        "architecture": _plain(asdict(backbone.architecture)),  # type: ignore[call-overload]
+        "options": _plain(options),
+        "preprocessing": backbone.preprocessing.to_dict() if backbone.preprocessing else None,
+        "license": license_ or (report.license if report else None),
+        "trained_as": report.tag if report else None,
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _card(backbone: Backbone, config: dict[str, Any]) -> str:
+    name = backbone.variant or f"a {config['family']}"
+    rows = "\n".join(
+        f"| {level.name} | {level.stride} | {level.channels} |" for level in backbone.levels
+    )
+    front = ["library_name: trunkline", "tags: [backbone, feature-extraction]"]
+    if name_of_license := str(config["license"] or "").lower():
+        # The Hub knows SPDX's identifiers; others have a name beside "other".
+        known = not name_of_license.startswith("licenseref-")
+        named = f"license: {name_of_license}" if known else f"license_name: {name_of_license}"
+        front[:0] = [named] if known else ["license: other", named]
+    prepared = backbone.preprocessing.describe() if backbone.preprocessing else "not recorded"
+    header = "\n".join(front)
+    return f"""---
+{header}
+---
+
+# {name}
+
+A convolutional backbone: images in, feature maps out.
+
+```python
+import trunkline
+
+backbone = trunkline.from_pretrained("PATH, or hf://OWNER/REPOSITORY")
+maps = backbone(images)  # images: (N, {backbone.in_channels}, H, W)
+```
+
+| level | stride | channels |
+|---|--:|--:|
+{rows}
+
+- returned: strides {list(backbone.strides)}, channels {list(backbone.channels)}
+- parameters: {backbone.num_parameters:,}
+- images: {prepared}
+- weights: {config["trained_as"] or "not of the catalog"}
+- licence: {config["license"] or "not stated"}
+"""
+
+
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
+    """Build the backbone that ``save_pretrained`` wrote.
+
+    Args:
+        source: The folder, or ``hf://owner/repo[@revision]``.
+        **options: Options to change, such as ``return_idx`` or ``frozen_stages``.
+
+    Returns:
+        The backbone, with its weights and its preprocessing.
+
+    Raises:
+        WeightsNotFoundError: No such folder or repository, or no config in it.
+        CheckpointError: The config is not ours, or of a form that this version does not know.
+        WeightsError: The weights cannot be had or do not fit.
+        ConfigError: An option outside what is allowed.
+    """
+    config_path, weights_path = _files(os.fspath(source))
+    config = _read_config(config_path)
+    try:
+        architecture = family_config(config["family"], _tuples(config["architecture"]))
+        saved = BackboneOptions(**_tuples(config["options"]))
+        preprocessing = config["preprocessing"] and Preprocessing.from_dict(config["preprocessing"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{config_path} is not a config of this version ({error}); it was written by trunkline "
+            f"{config.get('version', 'unknown')}, this is {trunkline.__version__}."
+        ) from error
+    chosen = {field.name: getattr(saved, field.name) for field in fields(saved)} | options
+    backbone = build_backbone(architecture, weights=weights_path, **chosen)
+    backbone.preprocessing = preprocessing
+    return backbone
+
+
+def _files(source: str) -> tuple[Path, Path]:
+    if source.startswith(SCHEME):
+        address, at, revision = source.removeprefix(SCHEME).partition("@")
+        base = f"{SCHEME}{address.rstrip('/')}"
+        return (
+            hub.fetch_hf(f"{base}/{CONFIG}{at}{revision}"),
+            hub.fetch_hf(f"{base}/{WEIGHTS}{at}{revision}"),
+        )
+    folder = Path(source).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise WeightsNotFoundError(
+                f"{folder} holds no {name}; give a folder that save_pretrained wrote, or "
+                "hf://owner/repo."
+            )
+    return folder / CONFIG, folder / WEIGHTS
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); write the folder anew.") from error
+    if not isinstance(config, dict) or config.get("library") != "trunkline":
+        raise CheckpointError(
+            f"{path} is not trunkline's. Another library's checkpoint loads with "
+            "create_backbone(NAME, weights=PATH or hf://…)."
+        )
+    return config
+
+
+def _tuples(values: object) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} where names and values should be")
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+
+
+def push_to_hub(
+    backbone: Backbone,
+    repo: str,
+    *,
+    license: str | None = None,  # noqa: A002
+    private: bool = False,
+    token: str | None = None,
+) -> str:
+    """Save a backbone and upload it to the Hugging Face Hub.
+
+    Args:
+        backbone: What to upload.
+        repo: ``owner/name``; made if it is not there.
+        license: As for ``save_pretrained``.
+        private: Make a new repository private.
+        token: Of the Hub; by default the one that ``hf auth login`` stored.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: As ``save_pretrained``.
+        OutputError: The Hub refused it, or cannot be reached.
+        OfflineError: The network is switched off.
+    """
+    if cache.is_offline():
+        raise OfflineError(
+            f"{repo} cannot be written on the Hub: the network is switched off. Unset "
+            "TRUNKLINE_OFFLINE and HF_HUB_OFFLINE; save_pretrained writes the same files."
+        )
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(backbone, folder, license=license)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message="Upload a trunkline backbone"
+            )
+        except Exception as error:  # the class depends on the HTTP library that the Hub's uses
+            raise OutputError(
+                f"{repo} could not be written on the Hub: {error}. Log in with `hf auth login`, or "
+                "pass token=…; save_pretrained writes the same files into a folder."
+            ) from error
+    return str(commit.commit_url)

@@ -1,0 +1,105 @@
+"""What ``weights=…`` means: a tag of the catalog, a repository or an address, or a path."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trunkline.errors import WeightsNotFoundError
+from trunkline.weights import hub
+from trunkline.weights.catalog import Place, WeightEntry, check_license, entries, find
+from trunkline.weights.catalog.entry import spelled
+from trunkline.weights.catalog.lookup import DEFAULT
+from trunkline.weights.checkpoint import file_sha256
+from trunkline.weights.files.huggingface import SCHEME
+from trunkline.weights.files.places import FetchedFile, TypedPlace
+from trunkline.weights.layouts import LAYOUTS
+
+_WEB = ("https://", "http://")
+_PATHS = ("/", "./", "../", "~")
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pyth", ".torch", ".pkl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A checkpoint file on this machine, checked.
+
+    Attributes:
+        source: What was asked for.
+        path: The file.
+        sha256: Its hash.
+        entry: Its row of the catalog; None for a file that is not of it.
+        layout: The layout that must be told, "" where the file's names say enough.
+    """
+
+    source: str
+    path: Path
+    sha256: str
+    entry: WeightEntry | None = None
+    layout: str = ""
+
+
+def locate(
+    variant: str | None,
+    source: str | os.PathLike[str],
+    *,
+    allow_noncommercial: bool = False,
+    progress: hub.Progress | None = None,
+) -> Located:
+    """Return the file that is meant, downloading it if it is not here.
+
+    Args:
+        variant: The network that it is for; None for one of one's own, which has no tags.
+        source: ``"default"``, a tag, ``hf://owner/repo[/file][@revision]``, ``https://…``, or a
+            path. A string that is a file here, or that looks like a path, is one. A file
+            ``VARIANT.safetensors`` in the folder TRUNKLINE_WEIGHTS is that variant's default.
+        allow_noncommercial: Agree to licences that forbid commercial use.
+        progress: Called while a file arrives.
+
+    Raises:
+        WeightsNotFoundError: No such tag, file or repository, or no way to get it.
+        LicenseError: A licence that was not agreed to.
+        IntegrityError: The file is not the one it should be.
+    """
+    text = os.fspath(source)
+    if text.startswith((SCHEME, *_WEB)):
+        name = "" if text.startswith(SCHEME) else text.rpartition("/")[2]
+        found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
+        return Located(source=text, path=found.path, sha256=found.sha256)
+    if not isinstance(source, str) or _is_path(text):
+        path = Path(text).expanduser()
+        return Located(source=text, path=path, sha256=file_sha256(path))
+    if variant is None or (os.sep in text and not _is_tag(variant, text)):
+        raise WeightsNotFoundError(
+            f"{text!r} is no file here, and no tag of {variant or 'a network of one’s own'}; give "
+            "the path of a file, or weights=None for a random network."
+        )
+    if text == DEFAULT and (own := hub.find_named([f"{variant}.safetensors"])):
+        return Located(source=text, path=own.path, sha256=own.sha256)
+    entry = find(variant, text)
+    check_license(entry, allow_noncommercial=allow_noncommercial)
+    found = hub.obtain(entry.places, name=f"{entry.variant}.{entry.tag}", progress=progress)
+    return Located(
+        source=text,
+        path=found.path,
+        sha256=found.sha256,
+        entry=entry,
+        layout=_told(entry, found),
+    )
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(_PATHS) or text.endswith(_SUFFIXES) or Path(text).is_file()
+
+
+def _is_tag(variant: str, text: str) -> bool:
+    return any(spelled(text) in (row.tag, *row.aliases) for row in entries(variant))
+
+
+def _told(entry: WeightEntry, found: FetchedFile) -> str:
+    """Return the layout of a copy where its names alone would not say what they mean."""
+    place = found.place
+    layout = place.layout if isinstance(place, Place) else entry.layout
+    known = LAYOUTS[layout]
+    return layout if known.told or known.norm else ""

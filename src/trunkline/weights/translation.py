@@ -1,0 +1,153 @@
+"""Values between an upstream's names and ours, with what they mean.
+
+Every backbone here takes RGB, so the stem of a network that was trained on BGR is turned on the
+way in, and turned back on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trunkline.backbones.backbone import Architecture, Backbone
+from trunkline.errors import WeightsMismatchError
+from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
+from trunkline.weights.layouts.timm import DLA, dead_projections
+from trunkline.weights.matching import Match, listed, stem_weight
+
+_TURNED = [2, 1, 0]  # BGR to RGB and back
+
+
+@dataclass(frozen=True)
+class Native:
+    """A network's tensors under our names, in RGB.
+
+    Attributes:
+        state: The backbone's whole state dict, in the file's dtypes.
+        head: ``classifier.weight`` and ``classifier.bias``, where the file has them.
+        adapted: What was changed on the way, in sentences.
+        casts: What becomes of the dtypes once they are in the network, in sentences.
+    """
+
+    state: dict[str, Tensor]
+    head: dict[str, Tensor]
+    adapted: tuple[str, ...]
+    casts: tuple[str, ...]
+
+
+def to_native(
+    backbone: Backbone, match: Match, tensors: Mapping[str, Tensor], *, bgr: bool
+) -> Native:
+    """Return the tensors of a file under our names.
+
+    Args:
+        backbone: The network that they are for.
+        match: Which of them belongs where.
+        tensors: What the file holds.
+        bgr: The file's stem takes blue, green, red.
+
+    Raises:
+        WeightsMismatchError: Tensors of another shape; all are listed.
+    """
+    wanted = backbone.state_dict()
+    first = stem_weight(backbone.architecture)
+    state: dict[str, Tensor] = {}
+    adapted: tuple[str, ...] = ()
+    casts: dict[str, None] = {}  # a set that keeps its order
+    wrong = []
+    for native, like in wanted.items():
+        if native not in match.found:
+            state[native] = match.layout.fill_for(native, like)
+            continue
+        name = match.found[native]
+        tensor = tensors[name.upstream]
+        if native == first:
+            tensor, adapted = _fit_stem(tensor, like, bgr=bgr)
+        if tensor.shape != like.shape:
+            wrong.append(f"{name.upstream} is {_size(tensor)}, needs {_size(like)}")
+        if tensor.dtype != like.dtype and like.is_floating_point():
+            casts[f"{tensor.dtype} was cast to {like.dtype}."] = None
+        state[native] = tensor
+    if wrong:
+        raise WeightsMismatchError(
+            f"the file does not fit {backbone.variant or 'this network'} as "
+            f"{match.layout.title} names it. " + " ".join(listed("Of another shape", wrong))
+        )
+    return Native(state, _head(match, tensors), adapted, tuple(casts))
+
+
+def _head(match: Match, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        native: tensors[name.upstream]
+        if name.change is None
+        else name.change.to_native(tensors[name.upstream])
+        for native, name in match.head.items()
+    }
+
+
+def _size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _fit_stem(weight: Tensor, like: Tensor, *, bgr: bool) -> tuple[Tensor, tuple[str, ...]]:
+    """Turn BGR into RGB, and fit three input channels to another number."""
+    said: list[str] = []
+    if weight.ndim != 4 or weight.shape[1] != 3:
+        return weight, ()
+    if bgr:
+        weight = weight[:, _TURNED]
+        said.append("The stem's input channels were turned from BGR to RGB.")
+    channels = like.shape[1]
+    if channels == 1:
+        weight = weight.sum(1, keepdim=True)
+        said.append("The stem's three input channels were added up for one.")
+    elif channels != 3:
+        copies = -(-channels // 3)
+        weight = weight.repeat(1, copies, 1, 1)[:, :channels] * (3 / channels)
+        said.append(
+            f"The stem's three input channels were repeated for {channels} and scaled by "
+            f"3/{channels}."
+        )
+    return weight, tuple(said)
+
+
+def to_upstream(
+    layout: Layout, architecture: Architecture, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return native tensors under an upstream's names, as its own files have them.
+
+    Args:
+        layout: The upstream's names.
+        architecture: Of the network.
+        state: Native tensors in RGB, ``classifier.weight`` and ``.bias`` too where there are any
+            and the upstream has names for them.
+    """
+    first = stem_weight(architecture)
+    counted = {n: t for n, t in state.items() if layout.counts_batches or not _counts(n)}
+    written: dict[str, Tensor] = {}
+    for native, name in layout.names(architecture, counted).items():
+        tensor = state[native]
+        if name.change is not None:
+            tensor = name.change.to_upstream(tensor)
+        if native == first and layout.bgr and tensor.shape[1] == 3:
+            tensor = tensor[:, _TURNED]
+        written[layout.written(native, name.upstream)] = tensor.contiguous()
+    if layout is DLA:
+        written.update(_dead(architecture))
+    return written
+
+
+def _counts(native: str) -> bool:
+    return native.endswith(BATCH_COUNTER)
+
+
+def _dead(architecture: Architecture) -> dict[str, Tensor]:
+    # The original's strict load wants its unused projections; these compute nothing of note.
+    return {
+        name: torch.zeros(shape, dtype=torch.int64 if _counts(name) else torch.float32)
+        + name.endswith("running_var")
+        for name, shape in dead_projections(architecture).items()
+    }
