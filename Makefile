@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 
-.PHONY: demo test check fix parity bench goldens clean help
+.PHONY: demo test check fix parity bench bench-loading goldens clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ goldens: $(PEERS)/.ready  ## write tests/goldens anew from the peers
 
 bench: $(PEERS)/.ready  ## speed against timm, interleaved in one process
 	$(PEERS)/bin/python benchmarks/eager.py
+
+bench-loading: $(PEERS)/.ready  ## time and memory of loading a file, against timm and torchvision
+	$(PEERS)/bin/python benchmarks/loading.py
 
 clean:  ## remove both environments and what the demo wrote
 	rm -rf $(VENV) $(PEERS) demo

@@ -1,7 +1,8 @@
 """The mission's three snippets, word for word, run as it says: `python testing.py` in the folder.
 
-The folder is mirrored by symbolic links, so that no test writes into the sources. `pretrained` is
-served from a local store of seeded random weights.
+The folder is mirrored by symbolic links, so that no test writes into the sources. `pretrained`
+downloads through the real code, from hosts on loopback that serve seeded random weights in the
+upstream's own names.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from loopback import FileHost, LoopbackHub
+from safetensors.torch import save
 
 import trunkline
+from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.translation import to_upstream
 
 SNIPPETS = Path(__file__).parent / "mission"
 BACKBONES = Path(trunkline.__file__).parent / "backbones"
@@ -47,12 +51,13 @@ SHA256 = {
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Start Python in a folder, without traces there and without a store of the caller's."""
-    inherited = {k: v for k, v in os.environ.items() if k != "TRUNKLINE_WEIGHTS"}
+    """Start Python in a folder, without traces there and without the caller's settings."""
+    own = ("TRUNKLINE_", "HF_", "PYTHONPATH", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     return subprocess.run(
         [sys.executable, "-B", *arguments],
         cwd=folder,
-        env={**inherited, "TRUNKLINE_OFFLINE": "1", **environment},
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -69,13 +74,16 @@ def folder(tmp_path: Path) -> Path:
     return mirror
 
 
-def store_for(folder: Path, variant: str) -> str:
-    store = folder.parent / "store"
-    store.mkdir()
+def upstream_file(variant: str, layout: str) -> bytes:
+    """Return a safetensors file of seeded random weights, classifier included."""
     torch.manual_seed(0)
     backbone = trunkline.create_backbone(variant)
-    save_file(backbone.state_dict(), store / f"{variant}.safetensors")
-    return str(store)
+    head = {
+        "classifier.weight": torch.randn(1000, backbone.channels[-1]),
+        "classifier.bias": torch.randn(1000),
+    }
+    state = {**backbone.state_dict(), **head}
+    return save(to_upstream(LAYOUTS[layout], backbone.architecture, state), {"format": "pt"})
 
 
 def snippet(name: str, folder: Path) -> str:
@@ -90,9 +98,43 @@ def test_snippets_are_the_mission_s_to_the_byte(name: str) -> None:
     assert hashlib.sha256(text).hexdigest() == SHA256[name]
 
 
-def test_resnet_snippet(folder: Path) -> None:
-    store = store_for(folder, "resnet50")
-    done = run(folder, snippet("resnet", folder), TRUNKLINE_WEIGHTS=store)
+# torchvision's host cannot be named by an environment variable, and its file names carry the hash
+# of the real weights. So the start-up hook of the snippet's process gives the row another place;
+# all that follows is the real code.
+HOOK = """
+import dataclasses, os
+from trunkline.weights import sources
+
+find = sources.find
+
+
+def found(variant, tag):
+    entry = find(variant, tag)
+    place = dataclasses.replace(
+        entry.places[0], url=os.environ["PLACE"], file_name="", sha256_prefix=None
+    )
+    return dataclasses.replace(entry, places=(place,))
+
+
+sources.find = found
+"""
+
+
+def test_resnet_snippet(folder: Path, tmp_path: Path) -> None:
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(HOOK)
+    host = FileHost()
+    try:
+        done = run(
+            folder,
+            snippet("resnet", folder),
+            PYTHONPATH=str(hooks),
+            PLACE=host.add("/resnet50.pth", upstream_file("resnet50", "torchvision-resnet")),
+            TRUNKLINE_HOME=str(tmp_path / "home"),
+        )
+    finally:
+        host.close()
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "Feature Map 0: torch.Size([8, 256, 56, 56])",
@@ -100,15 +142,27 @@ def test_resnet_snippet(folder: Path) -> None:
         "Feature Map 2: torch.Size([8, 1024, 14, 14])",
     ]
     assert done.stderr == ""
+    assert [method for method, *_ in host.requests] == ["GET"]
 
 
-def test_dla_snippet(folder: Path) -> None:
-    store = store_for(folder, "dla34")
-    done = run(folder, snippet("dla", folder), TRUNKLINE_WEIGHTS=store)
+def test_dla_snippet(folder: Path, tmp_path: Path) -> None:
+    hub = LoopbackHub()
+    hub.add_file("timm/dla34.in1k", "model.safetensors", upstream_file("dla34", "timm-dla"))
+    try:
+        done = run(
+            folder,
+            snippet("dla", folder),
+            HF_ENDPOINT=hub.origin,
+            TRUNKLINE_HOME=str(tmp_path / "home"),
+            HF_HUB_CACHE=str(tmp_path / "hub"),
+        )
+    finally:
+        hub.close()
     assert done.returncode == 0, done.stderr
     # The mission prints the first of strides 8, 16, 32; the 128 channels are the ones it names.
     assert done.stdout == "Output shape: torch.Size([8, 128, 28, 28])\n"
     assert done.stderr == ""
+    assert any(method == "GET" for method, *_ in hub.requests)
 
 
 def test_regnet_snippet(folder: Path) -> None:
@@ -121,23 +175,55 @@ def test_regnet_snippet(folder: Path) -> None:
     assert done.stderr == ""
 
 
-def test_pretrained_without_a_store_is_an_error_not_a_random_network(folder: Path) -> None:
-    home = str(folder.parent / "home")  # no cache either
-    done = run(folder, snippet("dla", folder), TRUNKLINE_HOME=home)
+def test_pretrained_without_weights_is_an_error_not_a_random_network(
+    folder: Path, tmp_path: Path
+) -> None:
+    done = run(
+        folder,
+        snippet("dla", folder),
+        TRUNKLINE_OFFLINE="1",
+        TRUNKLINE_HOME=str(tmp_path / "home"),
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+    )
     assert done.returncode == 1
     assert done.stdout == ""
-    last = done.stderr.strip()
-    assert "trunkline.errors." in last
-    assert "dla34" in last
+    assert "trunkline.errors.OfflineError: the weights dla34.timm-in1k" in done.stderr
 
 
-def test_pretrained_loads_what_the_store_holds(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_regnet_s_default_weights_are_those_of_its_hugging_face_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRUNKLINE_WEIGHTS", store_for(folder, "dla46-c"))
+    hub = LoopbackHub()
+    content = upstream_file("regnet-y-004", "transformers-regnet")
+    hub.add_file("facebook/regnet-y-004", "model.safetensors", content)
+    hub.add_file("facebook/regnet-y-004", "pytorch_model.bin", content)
+    for name in ("TRUNKLINE_WEIGHTS", "TRUNKLINE_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub.origin)
+    monkeypatch.setenv("TRUNKLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    try:
+        got = trunkline.RegNet(variant="regnet-y-004", pretrained=True).eval()
+    finally:
+        hub.close()
+    torch.manual_seed(0)
+    want = trunkline.create_backbone("regnet-y-004").eval()
+    assert got.load_report is not None
+    assert (got.load_report.tag, got.load_report.layout) == ("facebook", "transformers-regnet")
+    assert got.preprocessing is not None
+    with torch.no_grad():
+        images = torch.randn(1, 3, 64, 64)
+        for one, other in zip(got(images), want(images), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_file_of_one_s_own_in_the_weights_folder_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     want = trunkline.create_backbone("dla46-c").eval()
-    torch.manual_seed(1)
+    (tmp_path / "dla46-c.safetensors").write_bytes(save(want.state_dict()))
+    monkeypatch.setenv("TRUNKLINE_WEIGHTS", str(tmp_path))
     got = trunkline.DLANet(dla="dla46", pretrained=True, return_index=(0, 1, 2, 3)).eval()
     with torch.no_grad():
         images = torch.randn(1, 3, 64, 64)

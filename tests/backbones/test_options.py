@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -356,3 +357,43 @@ def test_indices_from_numpy_are_integers_too(one_of_each: Family) -> None:
     assert backbone.strides == (32, 8)
     images: Tensor = torch.zeros(1, 3, 32, 32)
     assert [m.shape[2] for m in backbone.eval()(images)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            lambda: ResNetConfig(depths=("a", 1, 1, 1), bottleneck=True),  # type: ignore[arg-type]
+            "depths must be an integer, or a tuple",
+        ),
+        (
+            lambda: ResNetConfig(depths=(1, 1, 1, 1), bottleneck=True, groups=2.0),  # type: ignore[arg-type]
+            "groups must be an integer",
+        ),
+        (
+            lambda: DLAConfig(depths=(1, 1, 1, 1.5), channels=(8,) * 4, bottleneck=False),  # type: ignore[arg-type]
+            "depths must be an integer",
+        ),
+        (
+            lambda: RegNetConfig(
+                depth=13,
+                initial_width=24,
+                width_slope=float("nan"),
+                width_multiplier=2.49,
+                group_width=8,
+            ),
+            "width_slope must be 0 or more",
+        ),
+    ],
+)
+def test_configs_refuse_what_is_no_number_of_that_kind(
+    config: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config()
+
+
+def test_a_backbone_with_a_norm_of_one_s_own_can_be_pickled() -> None:
+    backbone = trunkline.create_backbone("resnet18", norm=lambda c: nn.BatchNorm2d(c, eps=1e-3))
+    assert backbone.options.norm == "custom"
+    assert pickle.loads(pickle.dumps(backbone)).options == backbone.options  # noqa: S301 - our own

@@ -126,7 +126,7 @@ def test_the_same_numbers_come_out_of_every_form(tmp_path: Path) -> None:
     source = saved(tmp_path / "s.safetensors", upstream_tensors("timm-regnet", "regnet-x-002"))
     native = create_backbone("regnet-x-002", weights=source)
     for to in ("timm", "torchvision", "transformers", "mmpretrain", "pycls", "trunkline"):
-        path = convert(source, tmp_path / f"{to}.pth", to).path
+        path = convert(source, tmp_path / f"{to}.pth", to, variant="regnet-x-002").path
         other = create_backbone("regnet-x-002", weights=path)
         assert equal(native.state_dict(), other.state_dict()), to
 
@@ -153,6 +153,17 @@ def test_msra_files_become_detectron2s_own(tmp_path: Path) -> None:
     assert load_weights(backbone, report.path, "detectron2-msra").layout == "detectron2-msra"
     with pytest.raises(UnknownLayoutError, match="layout='detectron2'"):
         load_weights(backbone, report.path)
+
+
+def test_safetensors_say_which_layout_they_are_in(tmp_path: Path) -> None:
+    tensors = hollow_tensors("torchvision-resnet", "resnet18")
+    source = saved(tmp_path / "s.safetensors", tensors)
+    report = convert(source, tmp_path / "x.safetensors", "detectron2")
+    assert report.notes == ()
+    backbone = create_backbone("resnet18", return_idx=(0,), weights=report.path)
+    assert backbone.load_report is not None
+    assert backbone.load_report.layout == "detectron2"
+    assert convert(report.path, tmp_path / "y.safetensors", "timm").read_as == "detectron2"
 
 
 def test_fused_norms_are_recognised_and_written_as_norms_with_fixed_statistics(

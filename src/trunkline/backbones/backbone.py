@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         self.variant = variant
         self.preprocessing: Preprocessing | None = None
         self.load_report: LoadReport | None = None
-        self.options = chosen
+        self.options = chosen.storable()
         self.in_channels = chosen.in_channels
         self._order = resolve_indices(chosen.return_idx)
         self._return_stem = chosen.return_stem

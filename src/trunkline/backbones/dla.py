@@ -40,7 +40,7 @@ from trunkline.backbones.blocks import (
     projection,
 )
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import Options, choose_weights
+from trunkline.backbones.options import Options, check_integers, choose_weights
 from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
@@ -71,6 +71,12 @@ class DLAConfig:
     stem_channels: int = 32
 
     def __post_init__(self) -> None:
+        check_integers(
+            depths=self.depths,
+            channels=self.channels,
+            cardinality=self.cardinality,
+            stem_channels=self.stem_channels,
+        )
         for name, values in (("depths", self.depths), ("channels", self.channels)):
             if len(values) != 4 or min(values) < 1:
                 raise ConfigError(f"{name} must be four numbers of 1 or more, got {values}.")

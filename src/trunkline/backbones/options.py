@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypedDict
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from trunkline.errors import ConfigError, LevelIndexError
 
 NUM_STAGES = 4
 ALL_STAGES = (0, 1, 2, 3)
+CUSTOM = "custom"  # stands for a norm or an activation that was given as a callable
 
 
 class Options(TypedDict, total=False):
@@ -63,6 +64,14 @@ class BackboneOptions:
     checkpointing: bool = False
     allow_noncommercial: bool = False
 
+    def storable(self) -> BackboneOptions:
+        """Return the same options with ``"custom"`` for callables, which no file can hold."""
+        return replace(
+            self,
+            norm=self.norm if isinstance(self.norm, str) else CUSTOM,
+            act=self.act if isinstance(self.act, str) else CUSTOM,
+        )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "return_idx", resolve_indices(self.return_idx))
         for name in ("return_stem", "checkpointing", "allow_noncommercial"):
@@ -82,6 +91,21 @@ class BackboneOptions:
 
 def _is_int(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
+
+
+def check_integers(**values: object) -> None:
+    """Refuse fields of a config that are not integers, or tuples of them where tuples are meant.
+
+    Raises:
+        ConfigError: One is not; its name and value are in the text.
+    """
+    for name, value in values.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not _is_int(one):
+                raise ConfigError(
+                    f"{name} must be an integer, or a tuple of integers where several are meant, "
+                    f"got {value!r}."
+                )
 
 
 def resolve_indices(return_idx: Sequence[int]) -> tuple[int, ...]:

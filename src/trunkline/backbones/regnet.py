@@ -31,7 +31,7 @@ from typing_extensions import Unpack
 from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.blocks import Bottleneck, ConvNormAct, Sampling, projection
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import ALL_STAGES, Options, choose_weights
+from trunkline.backbones.options import ALL_STAGES, Options, check_integers, choose_weights
 from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
@@ -70,11 +70,18 @@ class RegNetConfig:
     torchvision_rounding: bool = False
 
     def __post_init__(self) -> None:
+        check_integers(
+            depth=self.depth,
+            initial_width=self.initial_width,
+            group_width=self.group_width,
+            stem_width=self.stem_width,
+        )
         if self.initial_width <= 0 or self.initial_width % _QUANTUM:
             raise ConfigError(
                 f"initial_width must be a positive multiple of 8, got {self.initial_width}."
             )
-        if self.width_slope < 0 or self.width_multiplier <= 1:
+        # written so that NaN is refused too
+        if not (self.width_slope >= 0 and self.width_multiplier > 1):
             raise ConfigError(
                 "width_slope must be 0 or more and width_multiplier above 1, "
                 f"got {self.width_slope} and {self.width_multiplier}."

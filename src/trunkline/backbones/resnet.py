@@ -37,7 +37,7 @@ from trunkline.backbones.blocks import (
     projection,
 )
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import ALL_STAGES, Options, choose_weights
+from trunkline.backbones.options import ALL_STAGES, Options, check_integers, choose_weights
 from trunkline.backbones.variants import is_architecture, name_of
 from trunkline.errors import ConfigError, UnknownVariantError
 
@@ -76,7 +76,13 @@ class ResNetConfig:
     stride_in_1x1: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem_widths", tuple(self.stem_widths))
+        check_integers(
+            depths=self.depths,
+            width=self.width,
+            groups=self.groups,
+            width_per_group=self.width_per_group,
+            stem_widths=self.stem_widths,
+        )
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ConfigError(f"depths must be four numbers of 1 or more, got {self.depths}.")
         if min(self.width, self.groups, self.width_per_group) < 1:

@@ -132,7 +132,7 @@ def convert(
         written_as=target.name,
         num_tensors=len(tensors),
         classifier=any(native.startswith("classifier") for native in state),
-        notes=(*notes, *_warnings(target)),
+        notes=(*notes, *_warnings(target, Path(dst))),
     )
 
 
@@ -244,11 +244,11 @@ def _metadata(read: Read, variant: str, target: Layout) -> dict[str, str]:
     return metadata
 
 
-def _warnings(target: Layout) -> list[str]:
+def _warnings(target: Layout, dst: Path) -> list[str]:
     said = []
     if target.bgr:
         said.append("The stem takes BGR, as that library's networks do.")
-    if target.told:
+    if target.told and dst.suffix != ".safetensors":  # which says it in its metadata
         said.append(f"Read it back with layout={target.name!r}: {target.told}.")
     return said
 

@@ -31,6 +31,8 @@ from trunkline.weights.sources import Located, locate
 from trunkline.weights.translation import Native, to_native
 from trunkline.zoo import list_backbones, variant_config
 
+_HARDLY = 5  # percent of a network's tensors: fewer say nothing
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -172,8 +174,8 @@ def read_for(
     """
     if layout == "auto" and located.layout:
         layout = located.layout
-    if layout == "auto" and checkpoint.metadata.get("__author__") == "torchvision":
-        layout = "detectron2"  # its conversion leaves the stride and the colours as they were
+    if layout == "auto":
+        layout = _said_layout(checkpoint)
     _check_stride(backbone, located, checkpoint)
     preprocessing = _preprocessing(located, checkpoint)
     try:
@@ -191,6 +193,14 @@ def read_for(
             f"{located.path}: {error} Nothing was loaded. {_looks_like(backbone, checkpoint)}"
         ) from error
     return Read(located, checkpoint, match, native, preprocessing)
+
+
+def _said_layout(checkpoint: Checkpoint) -> str:
+    """Return the layout that a file itself names, ``"auto"`` where it names none."""
+    if checkpoint.metadata.get("__author__") == "torchvision":
+        return "detectron2"  # its conversion leaves the stride and the colours as they were
+    said = checkpoint.metadata.get("layout", "")  # as `convert` and `save_pretrained` write it
+    return said if said in LAYOUTS else "auto"
 
 
 def _check_stride(backbone: Backbone, located: Located, checkpoint: Checkpoint) -> None:
@@ -217,7 +227,7 @@ def _is_bgr(match: Match, located: Located) -> bool:
 def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
     """Say which network a file holds, for whoever gave it to another one."""
     found = candidates(checkpoint.tensors)
-    if not found:
+    if not found or found[0].percent < _HARDLY:
         return "The file looks like none of our networks."
     best = found[0]
     alike = [c for c in found if (c.share, c.unexplained) == (best.share, best.unexplained)]

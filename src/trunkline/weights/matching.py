@@ -165,7 +165,7 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
                 f"{chosen.title} has no {_spoken(backbone)}; layouts that have it: "
                 f"{', '.join(known.name for known in layouts_for(backbone.architecture))}."
             )
-        return _complete(backbone, match_layout(backbone, tensors, chosen))
+        return _complete(backbone, match_layout(backbone, tensors, chosen), tensors)
     kind = norm_kind(backbone)
     matches = [
         match_layout(backbone, tensors, known)
@@ -181,13 +181,19 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
     if free:
         names = ", ".join(match.layout.name for match in free)
         raise UnknownLayoutError(f"these names fit several layouts: {names}. Say layout=NAME.")
+    if not matches:  # perhaps nothing but the stem is missing
+        matches = [
+            match_layout(backbone, tensors, known)
+            for known in layouts_for(backbone.architecture)
+            if _fits_norm(known, kind)
+        ]
     best = max(matches, key=lambda match: len(match.found), default=None)
     if best is None or len(best.missing) > len(best.found):
         raise UnknownLayoutError(
             f"no layout of {_spoken(backbone)} has names such as "
             f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."
         )
-    return _complete(backbone, best)
+    return _complete(backbone, best, tensors)
 
 
 def check_norm(backbone: Backbone, layout: Layout) -> None:
@@ -238,12 +244,32 @@ def _same(one: Match, other: Match) -> bool:
     )
 
 
-def _complete(backbone: Backbone, match: Match) -> Match:
+def wrong_shapes(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return a sentence for every tensor whose shape does not fit; the stem may be adapted."""
+    wanted = backbone.state_dict()
+    first = stem_weight(backbone.architecture)
+    wrong = []
+    for native, name in match.found.items():
+        has, needs = tensors[name.upstream].shape, wanted[native].shape
+        if native == first and len(has) == 4 and has[1] == 3:
+            has = torch.Size((has[0], needs[1], *has[2:]))
+        if has != needs:
+            given = tensors[name.upstream].shape
+            wrong.append(f"{name.upstream} is {_size(given)}, needs {_size(needs)}")
+    return wrong
+
+
+def _size(shape: torch.Size) -> str:
+    return "×".join(map(str, shape)) or "a scalar"
+
+
+def _complete(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]) -> Match:
     if match.complete:
         return match
     parts = [f"the file does not fit {_spoken(backbone)} as {match.layout.title} names it."]
     parts += listed("Missing", match.missing)
     parts += listed("Left over", match.unexpected)
+    parts += listed("Of another shape", wrong_shapes(backbone, match, tensors))
     raise WeightsMismatchError(" ".join(parts))
 
 

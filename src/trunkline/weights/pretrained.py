@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 import trunkline
 from trunkline.backbones.backbone import Backbone
-from trunkline.backbones.options import BackboneOptions
+from trunkline.backbones.options import CUSTOM, BackboneOptions
 from trunkline.errors import (
     CheckpointError,
     ConfigError,
@@ -32,8 +32,7 @@ from trunkline.errors import (
 from trunkline.outputs import written_whole
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights import hub
-from trunkline.weights.files import cache
-from trunkline.weights.files.huggingface import SCHEME
+from trunkline.weights.files import cache, huggingface
 from trunkline.zoo import build_backbone, family_config
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -84,7 +83,7 @@ def save_pretrained(
 def _config(backbone: Backbone, license_: str | None) -> dict[str, Any]:
     options = asdict(backbone.options)
     for name in ("norm", "act"):
-        if not isinstance(options[name], str):
+        if options[name] == CUSTOM:
             raise ConfigError(
                 f"{name} was given as a callable, which a folder cannot hold; build the backbone "
                 "with one of the named ones, or save its state_dict() yourself."
@@ -181,9 +180,10 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
 
 
 def _files(source: str) -> tuple[Path, Path]:
-    if source.startswith(SCHEME):
-        address, at, revision = source.removeprefix(SCHEME).partition("@")
-        base = f"{SCHEME}{address.rstrip('/')}"
+    if source.startswith(huggingface.SCHEME):
+        huggingface.parse(source)  # refuses what is no such address
+        address, at, revision = source.removeprefix(huggingface.SCHEME).partition("@")
+        base = f"{huggingface.SCHEME}{address.rstrip('/')}"
         return (
             hub.fetch_hf(f"{base}/{CONFIG}{at}{revision}"),
             hub.fetch_hf(f"{base}/{WEIGHTS}{at}{revision}"),
@@ -258,8 +258,9 @@ def push_to_hub(
                 repo_id=repo, folder_path=folder, commit_message="Upload a trunkline backbone"
             )
         except Exception as error:  # the class depends on the HTTP library that the Hub's uses
+            reason = " ".join(str(error).split()).rstrip(".")
             raise OutputError(
-                f"{repo} could not be written on the Hub: {error}. Log in with `hf auth login`, or "
+                f"{repo} could not be written on the Hub: {reason}. Log in with `hf auth login`, or "
                 "pass token=…; save_pretrained writes the same files into a folder."
             ) from error
     return str(commit.commit_url)

@@ -16,7 +16,7 @@ from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.errors import WeightsMismatchError
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
 from trunkline.weights.layouts.timm import DLA, dead_projections
-from trunkline.weights.matching import Match, listed, stem_weight
+from trunkline.weights.matching import Match, listed, stem_weight, wrong_shapes
 
 _TURNED = [2, 1, 0]  # BGR to RGB and back
 
@@ -57,7 +57,11 @@ def to_native(
     state: dict[str, Tensor] = {}
     adapted: tuple[str, ...] = ()
     casts: dict[str, None] = {}  # a set that keeps its order
-    wrong = []
+    if wrong := wrong_shapes(backbone, match, tensors):
+        raise WeightsMismatchError(
+            f"the file does not fit {backbone.variant or 'this network'} as "
+            f"{match.layout.title} names it. " + " ".join(listed("Of another shape", wrong))
+        )
     for native, like in wanted.items():
         if native not in match.found:
             state[native] = match.layout.fill_for(native, like)
@@ -66,16 +70,9 @@ def to_native(
         tensor = tensors[name.upstream]
         if native == first:
             tensor, adapted = _fit_stem(tensor, like, bgr=bgr)
-        if tensor.shape != like.shape:
-            wrong.append(f"{name.upstream} is {_size(tensor)}, needs {_size(like)}")
         if tensor.dtype != like.dtype and like.is_floating_point():
             casts[f"{tensor.dtype} was cast to {like.dtype}."] = None
         state[native] = tensor
-    if wrong:
-        raise WeightsMismatchError(
-            f"the file does not fit {backbone.variant or 'this network'} as "
-            f"{match.layout.title} names it. " + " ".join(listed("Of another shape", wrong))
-        )
     return Native(state, _head(match, tensors), adapted, tuple(casts))
 
 
@@ -86,10 +83,6 @@ def _head(match: Match, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else name.change.to_native(tensors[name.upstream])
         for native, name in match.head.items()
     }
-
-
-def _size(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "a scalar"
 
 
 def _fit_stem(weight: Tensor, like: Tensor, *, bgr: bool) -> tuple[Tensor, tuple[str, ...]]:
