@@ -1,13 +1,25 @@
-"""Stand-ins for other libraries' checkpoints: their names and shapes, numbers of our own."""
+"""Stand-ins for other libraries' checkpoints: their names and shapes, numbers of our own.
+
+And what the tests of loading do with them: files of every kind, and networks that want them.
+"""
 
 from __future__ import annotations
 
 import math
+import pickle
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from record_keys import dtype_of, recorded_keys
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from trunkline import Backbone, create_backbone
+
+Tensors = Mapping[str, Tensor]
 
 SMALL = 50_000  # values; what is larger stays untouched in ``hollow_tensors``
 _VARIANCES = ("running_var", "_riv")
@@ -43,3 +55,56 @@ def numbers(name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator) * math.sqrt(2 / fan_in)
     drawn = torch.rand(shape, generator=generator)
     return drawn + 0.5 if name.endswith((*_VARIANCES, *_SCALES)) else drawn - 0.5
+
+
+def saved(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
+    """Write safetensors; return where."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    return path
+
+
+def pickled(path: Path, tensors: Tensors, **beside: Any) -> Path:
+    """Write a pickle of arrays, as ``model`` where there is something beside them; return where."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    path.write_bytes(pickle.dumps({**beside, "model": arrays} if beside else arrays, protocol=2))
+    return path
+
+
+def written(path: Path) -> dict[str, Tensor]:
+    """Return what the upstream itself would see of a file of ours, its container taken off."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".pkl":
+        arrays = pickle.loads(path.read_bytes())["model"]  # noqa: S301 - of our own making
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    for container in ("state_dict", "model_state", "model"):
+        if container in content:
+            state: dict[str, Tensor] = content[container]
+            return state
+    return content
+
+
+def equal(one: Tensors, other: Tensors) -> bool:
+    """Return whether names, dtypes and values are the same."""
+    return one.keys() == other.keys() and all(
+        one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in one
+    )
+
+
+def state_of(backbone: Backbone) -> dict[str, Tensor]:
+    """Return what a backbone holds now, whatever becomes of it."""
+    return {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+
+
+def on_meta(variant: str, **options: Any) -> Backbone:
+    """Return a backbone without numbers."""
+    with torch.device("meta"):
+        return create_backbone(variant, **options)
+
+
+def run(backbone: Backbone, images: Tensor) -> list[Tensor]:
+    """Return a backbone's maps in eval mode."""
+    with torch.inference_mode():
+        maps: list[Tensor] = backbone.eval()(images)
+    return maps

@@ -260,7 +260,7 @@ def push_to_hub(
         except Exception as error:  # the class depends on the HTTP library that the Hub's uses
             reason = " ".join(str(error).split()).rstrip(".")
             raise OutputError(
-                f"{repo} could not be written on the Hub: {reason}. Log in with `hf auth login`, or "
-                "pass token=…; save_pretrained writes the same files into a folder."
+                f"{repo} could not be written on the Hub: {reason}. Log in with `hf auth login`, "
+                "or pass token=…; save_pretrained writes the same files into a folder."
             ) from error
     return str(commit.commit_url)
