@@ -256,9 +256,8 @@ def test_squeeze_excitation_is_the_exception_to_that(families: dict[str, Family]
 
 @torch.no_grad()
 def test_group_norm_is_the_other_exception(families: dict[str, Family]) -> None:
-    norm = {"norm": "group"}
-    strided = families["resnet-basic"].build(**norm).eval().double()
-    dilated = families["resnet-basic"].build(output_stride=16, **norm).eval().double()
+    strided = families["resnet-basic"].build(norm="group").eval().double()
+    dilated = families["resnet-basic"].build(output_stride=16, norm="group").eval().double()
     images = torch.randn(1, 3, 96, 128, dtype=torch.float64)
     errors = [relative_error(*pair) for pair in subsampled(dilated, strided, images)]
     assert max(errors[:3]) <= 1e-12
