@@ -7,7 +7,7 @@ norm). All tensors are floating-point and channels come second, whatever the mem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,19 +142,7 @@ def make_norm(spec: NormSpec) -> NormFactory:
     Raises:
         ConfigError: Another name, another type, or a callable that returns no module.
     """
-    if isinstance(spec, str):
-        if spec not in NORMS:
-            raise ConfigError(
-                f"norm={spec!r} is not known; allowed: {', '.join(sorted(NORMS))}, "
-                "or a callable that takes a number of channels and returns a module."
-            )
-        return NORMS[spec]
-    if isinstance(spec, nn.Module) or not callable(spec):  # a module is one layer, not a maker
-        raise ConfigError(
-            f"norm must be one of {', '.join(sorted(NORMS))} or a callable that takes a number of "
-            f"channels, got {type(spec).__name__}."
-        )
-    return lambda channels: _as_module("norm", spec(channels))
+    return _maker("norm", spec, NORMS, "a number of channels")
 
 
 def make_act(spec: ActSpec) -> ActFactory:
@@ -166,19 +154,29 @@ def make_act(spec: ActSpec) -> ActFactory:
     Raises:
         ConfigError: Another name, another type, or a callable that returns no module.
     """
+    return _maker("act", spec, ACTS, "nothing")
+
+
+def _maker(
+    option: str,
+    spec: object,
+    known: Mapping[str, Callable[..., nn.Module]],
+    takes: str,
+) -> Callable[..., nn.Module]:
+    """Return what a name stands for, or a callable whose results are looked at."""
     if isinstance(spec, str):
-        if spec not in ACTS:
+        if spec not in known:
             raise ConfigError(
-                f"act={spec!r} is not known; allowed: {', '.join(sorted(ACTS))}, "
-                "or a callable that takes nothing and returns a module."
+                f"{option}={spec!r} is not known; allowed: {', '.join(sorted(known))}, "
+                f"or a callable that takes {takes} and returns a module."
             )
-        return ACTS[spec]
+        return known[spec]
     if isinstance(spec, nn.Module) or not callable(spec):  # a module is one layer, not a maker
         raise ConfigError(
-            f"act must be one of {', '.join(sorted(ACTS))} or a callable that takes nothing, "
+            f"{option} must be one of {', '.join(sorted(known))} or a callable that takes {takes}, "
             f"got {type(spec).__name__}."
         )
-    return lambda: _as_module("act", spec())
+    return lambda *channels: _as_module(option, spec(*channels))
 
 
 def _as_module(option: str, made: object) -> nn.Module:
