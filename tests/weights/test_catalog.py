@@ -76,14 +76,9 @@ def test_layouts_are_known_and_have_such_a_network() -> None:
     for row in ROWS:
         for place in row.places:
             assert place.layout in LAYOUTS, (row.variant, row.tag)
-            if place.layout != "caffe2-group-norm":
-                assert LAYOUTS[place.layout].applies(VARIANTS[row.variant]), (row.variant, row.tag)
+            assert LAYOUTS[place.layout].applies(VARIANTS[row.variant]), (row.variant, row.tag)
 
 
-@pytest.mark.xfail(
-    reason="the layout takes only the stride in the 1×1, but detectron2's configs/Misc/*_gn.yaml "
-    "say STRIDE_IN_1X1: False for these files"
-)
 def test_the_group_norm_layout_has_the_networks_of_its_rows() -> None:
     rows = [row for row in ROWS if row.layout == "caffe2-group-norm"]
     assert [row.variant for row in rows] == ["resnet50", "resnet101"]
