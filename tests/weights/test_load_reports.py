@@ -46,6 +46,8 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     assert (report.tag, report.license, report.layout) == (None, None, "timm-dla")
     assert report.container == "state_dict"
     assert report.matched == len(backbone.state_dict()) - len(report.filled)
+    assert len(report.shapes) == report.matched
+    assert report.shapes["stem.0.conv.weight"] == (16, 1, 7, 7)  # as loaded: for one channel
     assert {name.rpartition(".")[2] for name in report.filled} == {"num_batches_tracked"}
     said = str(report)
     assert said.startswith(f"{report.matched} tensors from {path.name}, read as timm-dla.\n")

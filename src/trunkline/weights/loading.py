@@ -47,6 +47,7 @@ class LoadReport:
         layout: The layout that the file was recognised as.
         container: Where in the file the tensors were, "" at its top.
         matched: Number of tensors that were loaded.
+        shapes: Of each of them, by our names, as they were loaded.
         adapted: What was changed on the way, in sentences.
         dropped: Reason → names in the file that were left aside.
         filled: Names of the backbone that the file leaves out and that have a fixed value.
@@ -61,6 +62,7 @@ class LoadReport:
     layout: str
     container: str
     matched: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     adapted: tuple[str, ...] = ()
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     filled: tuple[str, ...] = ()
@@ -103,6 +105,7 @@ class Read:
             layout=self.match.layout.name,
             container=self.checkpoint.container,
             matched=len(self.match.found),
+            shapes={name: tuple(self.native.state[name].shape) for name in self.match.found},
             adapted=(*self.native.adapted, *self.native.casts),
             dropped=self.match.dropped,
             filled=self.match.filled,
