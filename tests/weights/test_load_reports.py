@@ -23,12 +23,14 @@ from trunkline import Preprocessing, create_backbone
 from trunkline.errors import (
     CheckpointError,
     LicenseError,
+    OfflineError,
     WeightsNotFoundError,
 )
 from trunkline.weights import catalog, sources
 from trunkline.weights.catalog import Place
 from trunkline.weights.checkpoint import file_sha256
 from trunkline.weights.loading import LoadReport, load_weights
+from trunkline.weights.sources import locate
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
@@ -206,3 +208,22 @@ def test_a_report_is_plain_data() -> None:
         matched=3,
     )
     assert str(report) == "3 tensors from f.pth, read as dla."
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://facebook/regnet-y-640-seer",
+        "hf://facebook/regnet-y-640-seer/pytorch_model.bin",
+        "hf://facebook/regnet-y-640-seer@main",
+    ],
+)
+def test_the_address_of_a_row_is_no_way_around_its_licence(
+    address: str, weights_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_OFFLINE", "1")
+    with pytest.raises(LicenseError, match="SEER License Agreement"):
+        locate("regnet-y-640", address)
+    with pytest.raises(OfflineError):  # agreed to: only the network is missing
+        locate("regnet-y-640", address, allow_noncommercial=True)
+    assert not weights_home.exists()

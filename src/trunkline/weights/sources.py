@@ -64,6 +64,8 @@ def locate(
     """
     text = os.fspath(source)
     if text.startswith((SCHEME, *_WEB)):
+        for row in _rows_at(text):  # the address of a row is no way around its licence
+            check_license(row, allow_noncommercial=allow_noncommercial)
         name = "" if text.startswith(SCHEME) else text.rpartition("/")[2]
         found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
         return Located(source=text, path=found.path, sha256=found.sha256)
@@ -87,6 +89,17 @@ def locate(
         entry=entry,
         layout=_told(entry, found),
     )
+
+
+def _rows_at(address: str) -> list[WeightEntry]:
+    """Return the rows of the catalog that have this address, or this repository, as a place."""
+    repo = address.partition("@")[0].rstrip("/")
+    return [
+        row
+        for row in entries()
+        for place in row.places
+        if place.url.partition("@")[0] == repo or place.url.startswith(f"{repo}/")
+    ]
 
 
 def _is_path(text: str) -> bool:
