@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from checkpoint_files import WRITERS, Tensors
 from loopback import FileHost, LoopbackHub
 
+from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
 from trunkline.weights.files import download
 
 FAST = dataclasses.replace(
@@ -134,3 +137,32 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with room for 1000 bytes."""
     room = shutil.disk_usage(Path.cwd())._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+
+
+@pytest.fixture
+def state() -> Tensors:
+    """Names and dtypes that a backbone has, and shapes that are easy to get wrong."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv1.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "bn1.weight": torch.rand(4, generator=generator),
+        "bn1.running_mean": torch.rand(4, generator=generator).double(),
+        "bn1.num_batches_tracked": torch.tensor(7),
+        "layer1.0.conv1.weight": torch.randn(5, 4, generator=generator).t(),
+        "layer1.0.half": torch.randn(3, generator=generator).half(),
+        "layer1.0.empty": torch.zeros(0, 3),
+    }
+
+
+@pytest.fixture(params=WRITERS)
+def written(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[object], Checkpoint]:
+    """Write with each of torch's two formats in turn, and read."""
+    path = tmp_path / "checkpoint.pth"
+
+    def write_and_read(held: object, **options: Any) -> Checkpoint:
+        WRITERS[request.param](held, path)
+        checkpoint = read_checkpoint(path, **options)
+        assert checkpoint.format == request.param
+        return checkpoint
+
+    return write_and_read

@@ -9,37 +9,15 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import Tensors, arrays
 from safetensors.torch import save_file
-from torch import Tensor
 
 from trunkline.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 from trunkline.weights.checkpoint import file_sha256, read_checkpoint
-
-Tensors = dict[str, Tensor]
-
-
-@pytest.fixture
-def state() -> Tensors:
-    """Names and dtypes that a backbone has, and shapes that are easy to get wrong."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "conv1.weight": torch.randn(4, 3, 3, 3, generator=generator),
-        "bn1.weight": torch.rand(4, generator=generator),
-        "bn1.running_mean": torch.rand(4, generator=generator).double(),
-        "bn1.num_batches_tracked": torch.tensor(7),
-        "layer1.0.conv1.weight": torch.randn(5, 4, generator=generator).t(),
-        "layer1.0.half": torch.randn(3, generator=generator).half(),
-        "layer1.0.empty": torch.zeros(0, 3),
-    }
-
-
-def arrays(tensors: Tensors) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("read", [read_checkpoint, file_sha256])

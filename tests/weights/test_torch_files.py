@@ -10,41 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from checkpoint_files import Tensors, assert_same, save_legacy
 
 from trunkline.errors import CheckpointError
-from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
-
-Tensors = dict[str, Tensor]
-
-
-@pytest.fixture
-def state() -> Tensors:
-    """Names and dtypes that a backbone has, and shapes that are easy to get wrong."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "conv1.weight": torch.randn(4, 3, 3, 3, generator=generator),
-        "bn1.weight": torch.rand(4, generator=generator),
-        "bn1.running_mean": torch.rand(4, generator=generator).double(),
-        "bn1.num_batches_tracked": torch.tensor(7),
-        "layer1.0.conv1.weight": torch.randn(5, 4, generator=generator).t(),
-        "layer1.0.half": torch.randn(3, generator=generator).half(),
-        "layer1.0.empty": torch.zeros(0, 3),
-    }
-
-
-def assert_same(checkpoint: Checkpoint, tensors: Tensors) -> None:
-    assert sorted(checkpoint.tensors) == sorted(tensors)
-    for name, tensor in tensors.items():
-        read = checkpoint.tensors[name]
-        assert read.dtype == tensor.dtype, name
-        assert read.shape == tensor.shape, name
-        assert torch.equal(read, tensor), name
-        assert read.device.type == "cpu", name
-
-
-def save_legacy(held: object, path: Path) -> None:
-    torch.save(held, path, _use_new_zipfile_serialization=False)
+from trunkline.weights.checkpoint import read_checkpoint
 
 
 def _rewritten(path: Path, **options: Any) -> None:

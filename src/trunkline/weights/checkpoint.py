@@ -14,7 +14,6 @@ short takes its pages with it.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import stat
@@ -28,12 +27,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trunkline.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
+from trunkline.weights.files.cache import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
 from trunkline.weights.reading.unwrapping import Leaf, scalars, unwrap
 
-_HASH_CHUNK = 1 << 20
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
 
@@ -134,14 +133,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _sha256(path: Path) -> str:
     _check_file(path)
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_HASH_CHUNK):
-                digest.update(chunk)
+        return sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
 
 
 def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
