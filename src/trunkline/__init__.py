@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trunkline.backbones.backbone import Backbone, Level
+    from trunkline.backbones.backbone import Backbone
     from trunkline.backbones.dla import DLANet
+    from trunkline.backbones.levels import Level
     from trunkline.backbones.regnet import RegNet
     from trunkline.backbones.resnet import ResNet
     from trunkline.errors import TrunklineError
@@ -25,7 +26,7 @@ _HOMES = {
     "BackboneInfo": "trunkline.zoo",
     "DLANet": "trunkline.backbones.dla",
     "FeatureMap": "trunkline.extraction.features",
-    "Level": "trunkline.backbones.backbone",
+    "Level": "trunkline.backbones.levels",
     "LoadReport": "trunkline.weights.loading",
     "Preprocessing": "trunkline.preprocessing",
     "RegNet": "trunkline.backbones.regnet",

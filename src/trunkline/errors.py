@@ -9,6 +9,11 @@
     ├── InputError (ValueError)           images that a backbone cannot take: rank, channels, dtype
     ├── ImageError (ValueError)           a file that is not a readable photo, or is too large
     ├── OutputError (OSError)             a place that a file cannot be written to
+    ├── DeploymentError (RuntimeError)    an engine or a format that cannot take a backbone
+    │   ├── NotInstalledError (ImportError)   an optional library that is not there
+    │   ├── PrecisionError                a precision that the processor or the engine lacks
+    │   ├── FidelityError                 maps that differ from those of the backbone
+    │   └── RunnerError                   a saved runner that is incomplete, edited or of elsewhere
     └── WeightsError (RuntimeError)       weights that cannot be had or do not fit
         ├── WeightsNotFoundError          no such file, tag or repository, or no way to get it
         │   └── OfflineError              it would need the network, which is switched off
@@ -55,6 +60,26 @@ class ImageError(TrunklineError, ValueError):
 
 class OutputError(TrunklineError, OSError):
     """A file that cannot be written where it was asked for."""
+
+
+class DeploymentError(TrunklineError, RuntimeError):
+    """An engine or a format that cannot take a backbone."""
+
+
+class NotInstalledError(DeploymentError, ImportError):
+    """An optional library that is not installed."""
+
+
+class PrecisionError(DeploymentError):
+    """A precision that the processor or the engine lacks."""
+
+
+class FidelityError(DeploymentError):
+    """Maps of an engine or a file that differ too much from those of the backbone."""
+
+
+class RunnerError(DeploymentError):
+    """A saved runner that is incomplete, was edited, or belongs to another version."""
 
 
 class WeightsError(TrunklineError, RuntimeError):

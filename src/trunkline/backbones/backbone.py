@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trunkline.backbones.blocks import Checkpointed, ResidualBlock, Sampling
 from trunkline.backbones.layers import Layers, make_act, make_norm
+from trunkline.backbones.levels import Level
 from trunkline.backbones.options import (
     ALL_STAGES,
     NUM_STAGES,
@@ -32,15 +33,6 @@ from trunkline.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from trunkline.weights.loading import LoadReport
-
-
-@dataclass(frozen=True)
-class Level:
-    """One feature map of a network: where it comes from, its stride in pixels, its channels."""
-
-    name: str
-    stride: int
-    channels: int
 
 
 class Architecture(Protocol):

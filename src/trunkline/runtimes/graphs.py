@@ -1,0 +1,75 @@
+"""What a graph of a backbone computes: the folded network, and normalisation in front of it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trunkline.backbones.backbone import Backbone
+from trunkline.errors import ConfigError
+from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.runtimes.folding import fold
+
+INPUT_NAME = "image"
+AXES = ("batch", "height", "width")
+
+
+class FromPixels(nn.Module):
+    """Normalise 8-bit pictures as ``trunkline.images`` does, then run the backbone.
+
+    Takes ``(N, H, W, 3)`` uint8, RGB; the resize happened before.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.to_unit = preprocessing.value_range == "0..1"
+        self.is_bgr = preprocessing.channel_order == "BGR"
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name))[:, None, None]
+            self.register_buffer(name, values)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Map pixels to the backbone's maps."""
+        values = pixels.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+        if self.is_bgr:
+            values = values.flip(1)
+        if self.to_unit:
+            values = values / 255
+        return cast(list[Tensor], self.backbone((values - self.mean) / self.std))
+
+
+def network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
+    """Return what a graph computes: the folded backbone in float32, pictures in front if asked for.
+
+    Weights that do not say how they want their images are taken to want ``IMAGENET``, as in
+    ``trunkline.features``.
+
+    Raises:
+        ConfigError: ``preprocess`` for a backbone that takes other than three channels.
+    """
+    folded = fold(backbone).cpu().float()
+    if not preprocess:
+        return folded
+    if backbone.in_channels != 3:
+        raise ConfigError(
+            f"preprocess=True makes three channels, and the backbone takes {backbone.in_channels}; "
+            "use preprocess=False and feed it what it takes."
+        )
+    return FromPixels(folded, backbone.preprocessing or IMAGENET)
+
+
+def example_images(
+    backbone: Backbone, batch: int, height: int, width: int, *, preprocess: bool, seed: int = 0
+) -> Tensor:
+    """Return random images as the graph takes them: float32 NCHW, or uint8 NHWC."""
+    generator = torch.Generator().manual_seed(seed)
+    if preprocess:
+        shape = (batch, height, width, 3)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return torch.randn((batch, backbone.in_channels, height, width), generator=generator)
