@@ -28,6 +28,7 @@ class FromPixels(nn.Module):
     def __init__(self, backbone: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.backbone = backbone
+        self.preprocessing = preprocessing
         self.to_unit = preprocessing.value_range == "0..1"
         self.is_bgr = preprocessing.channel_order == "BGR"
         for name in ("mean", "std"):
