@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from trunkline.errors import TrunklineError
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.preprocessing import Preprocessing
+    from trunkline.runtimes.deployment import deploy
+    from trunkline.runtimes.export import export
+    from trunkline.runtimes.folding import fold
+    from trunkline.runtimes.runner import Runner
+    from trunkline.runtimes.saving import load_runner
     from trunkline.weights.conversion import convert
     from trunkline.weights.loading import LoadReport, load_weights
     from trunkline.weights.pretrained import from_pretrained, push_to_hub, save_pretrained
@@ -31,13 +36,18 @@ _HOMES = {
     "Preprocessing": "trunkline.preprocessing",
     "RegNet": "trunkline.backbones.regnet",
     "ResNet": "trunkline.backbones.resnet",
+    "Runner": "trunkline.runtimes.runner",
     "TrunklineError": "trunkline.errors",
     "convert": "trunkline.weights.conversion",
     "create_backbone": "trunkline.zoo",
+    "deploy": "trunkline.runtimes.deployment",
+    "export": "trunkline.runtimes.export",
     "features": "trunkline.extraction.features",
+    "fold": "trunkline.runtimes.folding",
     "from_pretrained": "trunkline.weights.pretrained",
     "info": "trunkline.zoo",
     "list_backbones": "trunkline.zoo",
+    "load_runner": "trunkline.runtimes.saving",
     "load_weights": "trunkline.weights.loading",
     "push_to_hub": "trunkline.weights.pretrained",
     "save_features": "trunkline.extraction.features",
@@ -54,13 +64,18 @@ __all__ = [
     "Preprocessing",
     "RegNet",
     "ResNet",
+    "Runner",
     "TrunklineError",
     "convert",
     "create_backbone",
+    "deploy",
+    "export",
     "features",
+    "fold",
     "from_pretrained",
     "info",
     "list_backbones",
+    "load_runner",
     "load_weights",
     "push_to_hub",
     "save_features",

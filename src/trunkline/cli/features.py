@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trunkline.cli.loaded import download_bars, print_report, report_as_dict
+from trunkline.cli.loaded import build_network, print_report, report_as_dict, warn_of_random
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError, LevelIndexError
 
@@ -61,24 +61,16 @@ def features_command(  # one parameter per flag, one entry per key of the report
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compute the feature maps of one photo."""
-    import torch  # all of these when the verb runs: --help does not need them
-
-    import trunkline
+    # All of these when the verb runs: --help does not need them.
     from trunkline.extraction.features import features, preprocessing_of, save_features
     from trunkline.images import decode_image
-    from trunkline.weights.loading import load_weights
 
     return_idx = parse_levels(levels)
     photo = decode_image(image)
     random = weights == "none"
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
-        torch.manual_seed(seed)
-        network = trunkline.create_backbone(backbone, return_idx=return_idx)
-    if not random:  # a network without numbers until here: they all come from the file
-        with download_bars() as progress:
-            load_weights(
-                network, weights, allow_noncommercial=allow_noncommercial, progress=progress
-            )
+    network = build_network(
+        backbone, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
+    )
     chosen = preprocessing_of(network)
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
@@ -177,11 +169,7 @@ def _print_report(
     as_json: bool,
 ) -> None:
     if report["weights"] is None:
-        typer.echo(
-            f"The network is RANDOM (--weights none, --seed {report['seed']}): "
-            "its maps carry no learned meaning.",
-            err=as_json,  # standard output is for the JSON alone
-        )
+        warn_of_random(report["seed"], on_stderr=as_json)
     if as_json:
         print_json(report)
         return

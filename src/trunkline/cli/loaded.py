@@ -12,6 +12,7 @@ import typer
 from trunkline.cli.output import one_line
 
 if TYPE_CHECKING:
+    from trunkline.backbones.backbone import Backbone
     from trunkline.weights.hub import Progress
     from trunkline.weights.loading import LoadReport
 
@@ -35,6 +36,41 @@ def download_bars() -> Iterator[Progress | None]:
             display.update(tasks[name], completed=done_bytes, total=total_bytes)
 
         yield show
+
+
+def build_network(
+    name: str,
+    weights: str,
+    return_idx: tuple[int, ...],
+    *,
+    seed: int,
+    allow_noncommercial: bool,
+) -> Backbone:
+    """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
+    import torch
+
+    import trunkline
+    from trunkline.weights.loading import load_weights
+
+    random = weights == "none"
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
+        torch.manual_seed(seed)
+        network = trunkline.create_backbone(name, return_idx=return_idx)
+    if not random:  # a network without numbers until here: they all come from the file
+        with download_bars() as progress:
+            load_weights(
+                network, weights, allow_noncommercial=allow_noncommercial, progress=progress
+            )
+    return network
+
+
+def warn_of_random(seed: int, *, on_stderr: bool) -> None:
+    """Say loudly that a network knows nothing."""
+    typer.echo(
+        f"The network is RANDOM (--weights none, --seed {seed}): "
+        "its maps carry no learned meaning.",
+        err=on_stderr,  # standard output may be for JSON alone
+    )
 
 
 def report_as_dict(report: LoadReport) -> dict[str, Any]:

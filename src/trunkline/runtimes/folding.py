@@ -44,6 +44,22 @@ def fold(backbone: Backbone) -> Backbone:
         >>> [name for name, _ in folded.stem.named_parameters()]
         ['conv.weight', 'conv.bias']
     """
+    check_backbone(backbone)
+    folded = copy.deepcopy(backbone).eval().requires_grad_(False)
+    for module in folded.modules():
+        conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)
+        if type(conv).__name__ == "Conv2d" and isinstance(norm, _FOLDABLE):
+            _absorb(cast(nn.Conv2d, conv), norm)
+            module.norm = nn.Identity()
+    return folded
+
+
+def check_backbone(backbone: object) -> None:
+    """Refuse what is no backbone, and one without numbers.
+
+    Raises:
+        ConfigError: As it says.
+    """
     if not isinstance(backbone, Backbone):
         raise ConfigError(
             f"a trunkline backbone is expected, got {type(backbone).__name__}; "
@@ -53,13 +69,6 @@ def fold(backbone: Backbone) -> Backbone:
         raise ConfigError(
             "the backbone is on the meta device and has no numbers; load weights into it first."
         )
-    folded = copy.deepcopy(backbone).eval().requires_grad_(False)
-    for module in folded.modules():
-        conv, norm = getattr(module, "conv", None), getattr(module, "norm", None)
-        if type(conv).__name__ == "Conv2d" and isinstance(norm, _FOLDABLE):
-            _absorb(cast(nn.Conv2d, conv), norm)
-            module.norm = nn.Identity()
-    return folded
 
 
 def _absorb(conv: nn.Conv2d, norm: nn.Module) -> None:

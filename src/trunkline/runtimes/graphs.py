@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError
 from trunkline.preprocessing import IMAGENET, Preprocessing
-from trunkline.runtimes.folding import fold
+from trunkline.runtimes.folding import check_backbone, fold
 
 INPUT_NAME = "image"
 AXES = ("batch", "height", "width")
@@ -54,15 +55,29 @@ def network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
     Raises:
         ConfigError: ``preprocess`` for a backbone that takes other than three channels.
     """
-    folded = fold(backbone).cpu().float()
+    return _with_pixels(fold(backbone).cpu().float(), backbone, preprocess=preprocess)
+
+
+def unfolded_network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
+    """Return what the maps of a graph are compared with: a copy in float32, as it was trained.
+
+    Raises:
+        ConfigError: As ``network_of``.
+    """
+    check_backbone(backbone)
+    network = copy.deepcopy(backbone).eval().requires_grad_(False).cpu().float()
+    return _with_pixels(network, backbone, preprocess=preprocess)
+
+
+def _with_pixels(network: Backbone, backbone: Backbone, *, preprocess: bool) -> nn.Module:
     if not preprocess:
-        return folded
+        return network
     if backbone.in_channels != 3:
         raise ConfigError(
             f"preprocess=True makes three channels, and the backbone takes {backbone.in_channels}; "
             "use preprocess=False and feed it what it takes."
         )
-    return FromPixels(folded, backbone.preprocessing or IMAGENET)
+    return FromPixels(network, backbone.preprocessing or IMAGENET)
 
 
 def example_images(

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trunkline.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
-from trunkline.weights.files.cache import sha256_of
+from trunkline.outputs import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler

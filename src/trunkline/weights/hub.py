@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from trunkline.errors import ConfigError, IntegrityError, OfflineError, WeightsNotFoundError
+from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, download, folder, huggingface
 from trunkline.weights.files.cache import Claim
 from trunkline.weights.files.download import PlaceError, Progress, Report
@@ -173,7 +174,7 @@ def _in_hub_cache(candidate: Candidate) -> FetchedFile | None:
     if located is None:
         return None
     path, named = located
-    sha256 = cache.sha256_of(path)
+    sha256 = sha256_of(path)
     # Another library's file: if it is not what it must be, it is left alone, not complained about.
     if cache.broken_claim(sha256, [Claim(named, cache.HUB_RECORD), *candidate.claims]):
         logger.warning("%s is not the file that it must be, and was not used", path)
@@ -247,7 +248,7 @@ def _from_web(candidate: Candidate, part: Path, report: Report | None) -> Fetche
 def _accept(candidate: Candidate, file: Path, claims: Sequence[Claim]) -> FetchedFile:
     """Put a file that has just arrived into its place, if it is what it must be."""
     path = candidate.path
-    sha256 = cache.sha256_of(file)
+    sha256 = sha256_of(file)
     noted = cache.read_record(path)
     if noted is not None and candidate.known_in_full_by is None:
         claims = [*claims, Claim(noted.sha256, noted.known_by)]

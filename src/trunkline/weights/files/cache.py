@@ -29,6 +29,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trunkline.errors import ConfigError, IntegrityError, WeightsError
+from trunkline.outputs import sha256_of
 from trunkline.weights.files import download, huggingface
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ FIRST_SEEN = "recorded when it was first seen"
 HUB_RECORD = "the Hub's record"
 
 _TRUE = frozenset({"1", "on", "true", "yes"})
-_READ_BYTES = 1 << 20
 # torch.hub's convention: resnet50-0676ba61.pth. A date, resnet50-20220101.pth, is not a hash.
 _HASH_IN_NAME = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
 
@@ -126,16 +126,6 @@ def hash_in_name(file_name: str) -> str | None:
     """Return the beginning of a sha256 that a file name carries, torch.hub's way."""
     found = _HASH_IN_NAME.search(file_name)
     return found[1] if found else None
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file; about 0.1 s for 100 MB."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    with path.open("rb", 0) as file:  # unbuffered: the pieces are large already
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def broken_claim(sha256: str, claims: Iterable[Claim]) -> Claim | None:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trunkline.errors import IntegrityError, OutputError
+from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, download
 from trunkline.weights.files.cache import Claim
 from trunkline.weights.files.places import Candidate, FetchedFile, suffix
@@ -90,7 +91,7 @@ def names(candidates: Sequence[Candidate], name: str | None) -> dict[str, list[C
 def _checked(folder: Path, relative: str, meant: Sequence[Candidate]) -> FetchedFile:
     """Hash a file in the folder and compare it with its list and with what is known of it."""
     path = folder / relative
-    sha256 = cache.sha256_of(path)
+    sha256 = sha256_of(path)
     listed = read_sums(folder).get(relative)
     if listed is not None and listed != sha256:
         meant_so = f"If a change was meant, remove its line from {folder / SUMS}."
@@ -121,7 +122,7 @@ def copy_out(found: FetchedFile, folder: Path, name: str) -> FetchedFile:
     part = cache.part_of(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (target.is_file() and cache.sha256_of(target) == found.sha256):
+        if not (target.is_file() and sha256_of(target) == found.sha256):
             download.check_room(folder, found.path.stat().st_size)
             shutil.copyfile(found.path, part)
             download.settle(part, target)

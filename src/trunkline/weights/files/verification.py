@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from trunkline.errors import IntegrityError
+from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, folder
 from trunkline.weights.files.cache import Claim
 from trunkline.weights.files.places import Place, candidates_of
@@ -95,7 +96,7 @@ def _listed(by_hand: Path) -> Iterator[FileCheck]:
 
 
 def _compared(path: Path, known: list[Claim]) -> FileCheck:
-    sha256 = cache.sha256_of(path)
+    sha256 = sha256_of(path)
     broken = cache.broken_claim(sha256, known)
     claim = broken or next(iter(known), None)
     return FileCheck(

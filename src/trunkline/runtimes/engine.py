@@ -1,0 +1,179 @@
+"""What every engine promises, and what a runner is, as data.
+
+Nothing here imports PyTorch: a saved runner of ONNX Runtime or OpenVINO works without it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.backbones.levels import Level
+from trunkline.errors import NotInstalledError, RunnerError
+from trunkline.preprocessing import Preprocessing
+from trunkline.runtimes.optional import EXTRAS
+
+Maps = list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a runner computes and how.
+
+    Attributes:
+        variant: Published name of the backbone, None for one of somebody's own.
+        runtime: Name of the engine.
+        precision: "fp32", "bf16" or "int8".
+        levels: All maps of the backbone, the stem's first.
+        returned_levels: Those that a call returns, in that order.
+        in_channels: Of the images.
+        input_shape: The only (N, H, W) that is taken, None for any.
+        preprocess: Whether images are 8-bit pictures that are normalised inside.
+        preprocessing: How the weights want their images, None where that is not known.
+        threads: That one call uses.
+    """
+
+    variant: str | None
+    runtime: str
+    precision: str
+    levels: tuple[Level, ...]
+    returned_levels: tuple[Level, ...]
+    in_channels: int
+    input_shape: tuple[int, int, int] | None
+    preprocess: bool
+    preprocessing: Preprocessing | None
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold; ``from_dict`` reads them back."""
+        plain = dict(vars(self))
+        plain["levels"] = [vars(level) for level in self.levels]
+        plain["returned_levels"] = [level.name for level in self.returned_levels]
+        plain["input_shape"] = None if self.input_shape is None else list(self.input_shape)
+        if self.preprocessing is not None:
+            plain["preprocessing"] = self.preprocessing.to_dict()
+        return plain
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Spec:
+        """Build from what ``to_dict`` wrote.
+
+        Raises:
+            RunnerError: A field is missing, unknown or of another kind.
+        """
+        try:
+            levels = tuple(Level(**level) for level in fields["levels"])
+            by_name = {level.name: level for level in levels}
+            shape, stated = fields["input_shape"], fields["preprocessing"]
+            return cls(
+                **{
+                    **fields,
+                    "levels": levels,
+                    "returned_levels": tuple(by_name[name] for name in fields["returned_levels"]),
+                    "input_shape": None if shape is None else tuple(shape),
+                    "preprocessing": None if stated is None else Preprocessing.from_dict(stated),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunnerError(
+                f"the description of the runner cannot be read ({error!r}); save it again with "
+                "this version of trunkline."
+            ) from error
+
+    def with_threads(self, threads: int | None) -> Spec:
+        """Return the same for another number of threads; None changes nothing."""
+        return self if threads is None else replace(self, threads=threads)
+
+
+class Engine(Protocol):
+    """Runs one network. Safe to call from several threads at once."""
+
+    name: ClassVar[str]
+
+    def run(self, images: NDArray[Any]) -> Maps:
+        """Compute the maps.
+
+        Args:
+            images: Contiguous, of the shape and dtype that the spec says, at least one image.
+
+        Returns:
+            New float32 arrays, which later calls do not write to.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write what ``load`` needs into an empty folder."""
+
+    @classmethod
+    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
+        """Return the files that ``load`` opens."""
+
+    @classmethod
+    def load(cls, folder: Path, spec: Spec, *, same_machine: bool) -> Engine:
+        """Open what ``save`` wrote.
+
+        Args:
+            folder: That was written.
+            spec: That it was built with, but for the threads.
+            same_machine: The processor, the versions and the threads are those of then, so what
+                was compiled can be used again.
+
+        Raises:
+            RunnerError: The engine cannot open the files.
+        """
+
+
+# Name → where its class stands, and the distribution whose version decides whether a compiled file
+# can be used again.
+ENGINES = {
+    "onnxruntime": ("trunkline.runtimes.onnx_runtime:OnnxRuntimeEngine", "onnxruntime"),
+    "openvino": ("trunkline.runtimes.open_vino:OpenVinoEngine", "openvino"),
+    "inductor": ("trunkline.runtimes.inductor:InductorEngine", "torch"),
+    "torch": ("trunkline.runtimes.pytorch:TorchEngine", "torch"),
+}
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what an engine says without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def engine_class(runtime: str) -> Any:  # the constructors differ
+    """Import the class of an engine.
+
+    Raises:
+        NotInstalledError: It needs PyTorch, which is not there.
+    """
+    home, needed = ENGINES[runtime]
+    module, name = home.split(":")
+    try:
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise NotInstalledError(
+            f"runtime {runtime!r} needs {needed}, which cannot be imported ({error}); "
+            "install it, or use a runner of another engine."
+        ) from error
+
+
+def versions_of(runtime: str) -> dict[str, str]:
+    """Return the installed version of what an engine runs on, by name.
+
+    Raises:
+        NotInstalledError: It is not installed.
+    """
+    needed = ENGINES[runtime][1]
+    try:
+        return {needed: importlib.metadata.version(needed)}
+    except importlib.metadata.PackageNotFoundError:
+        extra = EXTRAS.get(needed)
+        wanted = needed if extra is None else f'"trunkline[{extra}]"'
+        raise NotInstalledError(
+            f"runtime {runtime!r} needs {needed}, which is not installed; "
+            f"install it with: pip install {wanted}"
+        ) from None

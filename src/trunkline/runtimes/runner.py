@@ -1,0 +1,224 @@
+"""A backbone on an engine: called like the backbone, faster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.backbones.levels import Level
+from trunkline.errors import InputError
+from trunkline.preprocessing import Preprocessing
+from trunkline.runtimes.engine import Engine, Spec
+from trunkline.runtimes.fidelity import LevelFidelity
+
+if TYPE_CHECKING:
+    from trunkline.runtimes.selection import Decision
+
+Images = TypeVar("Images")
+
+
+class Runner:
+    """Images in, the maps of one backbone out. ``deploy`` and ``load_runner`` make one.
+
+    It may be called from several threads at once, and no call touches the maps of another.
+
+    Args:
+        engine: What computes.
+        spec: What it computes; its fields are attributes of the runner.
+        fidelity: How its maps compared with the backbone's when it was built.
+        provenance: Where the weights came from, see ``Manifest``.
+        decision: What ``runtime="auto"`` decided from.
+        folder: Where it was loaded from.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: Spec,
+        fidelity: Sequence[LevelFidelity],
+        *,
+        provenance: dict[str, Any],
+        decision: Decision | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._engine = engine
+        self.spec = spec
+        self.fidelity = tuple(fidelity)
+        self.provenance = provenance
+        self.decision = decision
+        self.folder = folder
+
+    @property
+    def variant(self) -> str | None:
+        """Published name of the backbone, None for one of somebody's own."""
+        return self.spec.variant
+
+    @property
+    def runtime(self) -> str:
+        """Name of the engine."""
+        return self.spec.runtime
+
+    @property
+    def precision(self) -> str:
+        """``"fp32"``, ``"bf16"`` or ``"int8"``."""
+        return self.spec.precision
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """All maps that the backbone has, the stem's first."""
+        return self.spec.levels
+
+    @property
+    def returned_levels(self) -> tuple[Level, ...]:
+        """The maps that a call returns, in that order."""
+        return self.spec.returned_levels
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the maps that a call returns, in that order."""
+        return tuple(level.channels for level in self.returned_levels)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides, in pixels of the image, of the maps that a call returns, in that order."""
+        return tuple(level.stride for level in self.returned_levels)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.spec.in_channels
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """The only (N, H, W) that a call takes, None for any."""
+        return self.spec.input_shape
+
+    @property
+    def preprocess(self) -> bool:
+        """Whether images are 8-bit pictures ``(N, H, W, 3)`` that are normalised inside."""
+        return self.spec.preprocess
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How the weights want their images, None where that is not known."""
+        return self.spec.preprocessing
+
+    @property
+    def threads(self) -> int:
+        """Threads that one call uses."""
+        return self.spec.threads
+
+    def __call__(self, images: Images) -> list[Images]:
+        """Compute the feature maps.
+
+        Args:
+            images: A NumPy array or a PyTorch tensor on the CPU: ``(N, in_channels, H, W)``
+                float32, normalised as the weights want it; with ``preprocess`` ``(N, H, W, 3)``
+                uint8 RGB. N, H and W as ``input_shape`` says, where it says it.
+
+        Returns:
+            One float32 map ``(N, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))`` per entry
+            of ``channels``, of the same kind as the images. Later calls do not write to it.
+
+        Raises:
+            InputError: Another kind, dtype, rank, channel count or size.
+        """
+        array, give_back = _as_array(images)
+        self._check(array)
+        if array.shape[0] == 0:
+            return [give_back(np.empty(shape, np.float32)) for shape in self._shapes(array)]
+        return [give_back(one) for one in self._engine.run(np.ascontiguousarray(array))]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the runner into a new folder, whole or not at all; ``load_runner`` opens it.
+
+        Args:
+            folder: Must not exist yet.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: It exists, or cannot be written.
+        """
+        from trunkline.runtimes.saving import save_runner
+
+        return save_runner(self, self._engine, folder)
+
+    def __repr__(self) -> str:
+        """Return what tells one runner from another."""
+        shape = "any" if self.input_shape is None else "×".join(map(str, self.input_shape))
+        return (
+            f"Runner({self.variant or 'backbone'}, runtime={self.runtime!r}, "
+            f"precision={self.precision!r}, input_shape={shape}, strides={self.strides})"
+        )
+
+    def _sides(self, array: NDArray[Any]) -> tuple[int, int]:
+        height, width = array.shape[1:3] if self.preprocess else array.shape[2:]
+        return height, width
+
+    def _shapes(self, array: NDArray[Any]) -> list[tuple[int, ...]]:
+        height, width = self._sides(array)
+        return [
+            (len(array), level.channels, -(-height // level.stride), -(-width // level.stride))
+            for level in self.returned_levels
+        ]
+
+    def _check(self, array: NDArray[Any]) -> None:
+        kind, dtype = (
+            ("(N, H, W, 3)", np.uint8)
+            if self.preprocess
+            else (f"(N, {self.in_channels}, H, W)", np.float32)
+        )
+        wanted = f"expected {np.dtype(dtype)} images of shape {kind}"
+        shape = array.shape
+        if array.ndim != 4:
+            hint = "; add the batch with images[None]" if array.ndim == 3 else ""
+            raise InputError(f"{wanted}, got {array.ndim} dimensions, {shape}{hint}.")
+        if array.dtype != dtype:
+            hint = (
+                "give 8-bit RGB pictures: this runner normalises by itself (preprocess=True)"
+                if self.preprocess
+                else "use images.astype(numpy.float32), after normalising"
+            )
+            raise InputError(f"{wanted}, got {array.dtype}; {hint}.")
+        if shape[3 if self.preprocess else 1] != self.in_channels:
+            raise InputError(f"{wanted}, got {shape}; check the order of the axes.")
+        height, width = self._sides(array)
+        if min(height, width) < 1:
+            raise InputError(f"{wanted} with H and W of 1 or more, got {shape}.")
+        if self.input_shape is not None and (shape[0], height, width) != self.input_shape:
+            n, h, w = self.input_shape
+            raise InputError(
+                f"this runner was built for N, H, W = {n}, {h}, {w} alone, got {shape[0]}, "
+                f"{height}, {width}; resize the images, or deploy with input_shape=None."
+            )
+
+
+def _as_array(images: Any) -> tuple[NDArray[Any], Callable[[NDArray[np.float32]], Any]]:
+    """Return the images as an array, and what turns an array into their kind."""
+    if isinstance(images, np.ndarray):
+        return images, lambda array: array
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    if torch is not None and isinstance(images, torch.Tensor):
+        if images.device.type != "cpu":
+            raise InputError(
+                f"images are on {images.device}, and runners work on the processor; use "
+                "images.cpu(), or the backbone itself on that device."
+            )
+        if images.dtype == torch.bfloat16:
+            raise InputError(
+                "images are torch.bfloat16, which NumPy does not have; use images.float(): "
+                "a runner in bf16 converts inside."
+            )
+        return images.detach().numpy(), torch.from_numpy
+    raise InputError(
+        f"images must be a NumPy array or a PyTorch tensor, got {type(images).__name__}; "
+        "numpy.asarray makes one of a list."
+    )

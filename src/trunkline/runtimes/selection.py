@@ -1,0 +1,151 @@
+"""How ``runtime="auto"`` decides: engines take turns, the fastest stays, the table is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trunkline
+from trunkline.weights.files.cache import home, write_atomically
+
+_log = logging.getLogger(__name__)
+
+_ROUNDS = range(5, 31)  # at least, and at most
+_BUDGET_S = 6.0  # for all engines together, once each has had its least number of rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One engine in a decision.
+
+    Attributes:
+        runtime: Its name.
+        median_ms: Of a call, None where it was not tried.
+        best_ms: The fastest call.
+        max_relative: Largest difference of its maps from the backbone's, see ``LevelFidelity``.
+        cosine: Smallest cosine of its maps with the backbone's.
+        refusal: Why it was not tried, None where it was.
+    """
+
+    runtime: str
+    median_ms: float | None = None
+    best_ms: float | None = None
+    max_relative: float | None = None
+    cosine: float | None = None
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What ``runtime="auto"`` chose, and from what.
+
+    Attributes:
+        chosen: Name of the engine.
+        shape: (N, H, W) that was measured.
+        rounds: Calls of each engine.
+        candidates: The engines, the fastest first, those that were not tried last.
+    """
+
+    chosen: str
+    shape: tuple[int, int, int]
+    rounds: int
+    candidates: tuple[Candidate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Decision:
+        """Build from what ``to_dict`` wrote.
+
+        Raises:
+            TypeError: Fields are missing or unknown.
+        """
+        candidates = tuple(Candidate(**one) for one in fields["candidates"])
+        n, height, width = fields["shape"]
+        return cls(**{**fields, "shape": (n, height, width), "candidates": candidates})
+
+
+def measure(
+    runners: Mapping[str, Any],
+    images: Any,
+    *,
+    shape: tuple[int, int, int],
+    refused: Sequence[Candidate] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Decision:
+    """Time runners in turns, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        runners: Runtime → runner.
+        images: What each is called with.
+        shape: Of the images.
+        refused: Engines that could not be tried, for the table.
+        clock: In seconds.
+
+    Returns:
+        The decision for the smallest median.
+    """
+    times: dict[str, list[float]] = {runtime: [] for runtime in runners}
+    for runner in runners.values():  # first calls allocate and choose kernels
+        runner(images)
+    started = clock()
+    for done in range(_ROUNDS[-1]):
+        if done >= _ROUNDS[0] and clock() - started > _BUDGET_S:
+            break
+        for runtime, runner in runners.items():
+            before = clock()
+            runner(images)
+            times[runtime].append(clock() - before)
+    tried = [_candidate(runtime, runners[runtime], taken) for runtime, taken in times.items()]
+    tried.sort(key=lambda one: one.median_ms or 0.0)
+    rounds = len(times[tried[0].runtime])
+    return Decision(
+        chosen=tried[0].runtime, shape=shape, rounds=rounds, candidates=(*tried, *refused)
+    )
+
+
+def _candidate(runtime: str, runner: Any, taken: Sequence[float]) -> Candidate:
+    return Candidate(
+        runtime=runtime,
+        median_ms=1e3 * statistics.median(taken),
+        best_ms=1e3 * min(taken),
+        max_relative=max(one.max_relative for one in runner.fidelity),
+        cosine=min(one.cosine for one in runner.fidelity),
+    )
+
+
+def recall(key: Mapping[str, Any]) -> Decision | None:
+    """Return an earlier decision for the same question, None where there is none."""
+    path = _path(key)
+    try:
+        return Decision.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _log.warning("%s cannot be read (%s); the engines are measured again", path, error)
+        return None
+
+
+def remember(key: Mapping[str, Any], decision: Decision) -> None:
+    """Keep a decision for the next time; where the cache cannot be written, say so and go on."""
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(decision.to_dict(), indent=2) + "\n")
+    except OSError as error:
+        _log.warning("the decision cannot be kept in %s: %s", path, error.strerror or error)
+
+
+def _path(key: Mapping[str, Any]) -> Path:
+    question = json.dumps({**key, "trunkline": trunkline.__version__}, sort_keys=True)
+    name = hashlib.sha256(question.encode()).hexdigest()[:32]
+    return home() / "decisions" / f"{name}.json"
