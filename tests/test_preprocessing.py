@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from trunkline.errors import ConfigError, ImageError, InputError
-from trunkline.images import IMAGENET, Preprocessing, load_images, preprocess
+from trunkline.images import IMAGENET, Preprocessing, load_images, pixels, preprocess
 from trunkline.preprocessing import INTERPOLATIONS
 
 PLAIN = dataclasses.replace(
@@ -206,3 +208,50 @@ def test_load_images_refuses_what_makes_no_batch(tmp_path: Path) -> None:
 def test_bomb_that_only_the_resize_makes() -> None:
     with pytest.raises(ImageError, match=r"1x90000 would be 256x23040000 after resize=256"):
         preprocess(Image.new("RGB", (1, 90_000)))
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("value_range", ["0..1", "0..255"])
+def test_normalising_the_pixels_gives_what_preprocess_gives(order: Any, value_range: Any) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    rule = dataclasses.replace(
+        IMAGENET, resize=16, crop=(14, 18), channel_order=order, value_range=value_range
+    )
+    resized = pixels(Image.fromarray(photo), rule)
+    assert resized.shape == (14, 18, 3)
+    assert resized.dtype == np.uint8
+    assert resized.flags.c_contiguous
+    assert resized.flags.writeable
+    ordered = resized[..., ::-1] if order == "BGR" else resized
+    values = ordered.astype(np.float32) / np.float32(255 if value_range == "0..1" else 1)
+    mean, std = (np.array(v, dtype=np.float32) for v in (rule.mean, rule.std))
+    expected = (values - mean) / std
+    actual = preprocess(Image.fromarray(photo), rule).numpy()
+    assert np.array_equal(actual, expected.transpose(2, 0, 1))
+
+
+def test_pixels_are_those_of_the_picture_where_nothing_is_resized() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    reversed_ = dataclasses.replace(PLAIN, channel_order="BGR")
+    assert np.array_equal(pixels(Image.fromarray(photo), PLAIN), photo)
+    assert np.array_equal(pixels(Image.fromarray(photo), reversed_), photo)  # always RGB
+
+
+def test_pixels_refuses_what_preprocess_refuses() -> None:
+    photo: Any = np.zeros((5, 7, 3), dtype=np.uint8)
+    with pytest.raises(ImageError, match=r"pixels takes a Pillow image, got ndarray; decode_image"):
+        pixels(photo)
+    with pytest.raises(ImageError, match=r"the given image has no pixels: 0x5"):
+        pixels(Image.new("RGB", (0, 5)))
+
+
+def test_photos_are_decoded_and_resized_without_pytorch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from PIL import Image; "
+        "from trunkline.images import decode_image, pixels; "
+        "print(pixels(decode_image(Image.new('L', (300, 280)))).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("(224, 224, 3)\n", "")

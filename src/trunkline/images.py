@@ -1,7 +1,9 @@
 """From a file to what a network takes: decoding, and the one documented resize.
 
 ``decode_image`` turns any photo into an upright 8-bit RGB picture; ``preprocess`` turns that into
-a tensor, as one ``Preprocessing`` says. Nothing else in trunkline resizes, crops or normalises.
+a tensor, as one ``Preprocessing`` says, and ``pixels`` does all of that but the numbers, for
+networks that normalise by themselves. Nothing else in trunkline resizes, crops or normalises.
+PyTorch is imported only where a tensor is made: a deployed runner decodes photos without it.
 
 What is done, exactly:
 
@@ -28,14 +30,17 @@ import threading
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from trunkline.errors import ConfigError, ImageError, InputError
 from trunkline.preprocessing import IMAGENET, Preprocessing, is_positive_int
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "FORMATS",
@@ -45,6 +50,7 @@ __all__ = [
     "Preprocessing",
     "decode_image",
     "load_images",
+    "pixels",
     "preprocess",
 ]
 
@@ -118,28 +124,29 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing = IMAGENET) -> t
         ImageError: a Pillow image that cannot be decoded, or one so thin that its resized form
             would exceed ``MAX_PIXELS``.
     """
-    if not isinstance(image, Image.Image):
-        raise ImageError(
-            f"preprocess takes a Pillow image, got {type(image).__name__}; decode_image makes one."
-        )
-    if min(image.size) < 1:
-        raise ImageError(f"the given image has no pixels: {image.width}x{image.height}.")
-    picture = _upright_rgb(image, "the given image")
-    height, width = preprocessing.resized_size(picture.height, picture.width)
-    if preprocessing.resize is not None and height * width > MAX_PIXELS:
-        raise ImageError(
-            f"an image of {picture.width}x{picture.height} would be {width}x{height} after "
-            f"resize={preprocessing.resize}, above the limit of {MAX_PIXELS} pixels; "
-            "use a smaller resize, or a warp to (H, W)."
-        )
-    if (width, height) != picture.size:
-        filter_ = Image.Resampling[preprocessing.interpolation.upper()]
-        picture = picture.resize((width, height), filter_)
-    if preprocessing.crop is not None:
-        crop_h, crop_w = preprocessing.crop
-        top, left = _crop_start(height, crop_h), _crop_start(width, crop_w)
-        picture = picture.crop((left, top, left + crop_w, top + crop_h))  # outside is black
-    return _normalised(picture, preprocessing)
+    return _normalised(_resized(image, preprocessing, "preprocess"), preprocessing)
+
+
+def pixels(image: Image.Image, preprocessing: Preprocessing = IMAGENET) -> NDArray[np.uint8]:
+    """Resize and crop a picture as ``preprocess`` does, and leave its numbers as they are.
+
+    This is what a graph takes that normalises inside (``preprocess=True``). Needs no PyTorch.
+
+    Args:
+        image: from ``decode_image``; any other Pillow image is made upright RGB first.
+        preprocessing: of its fields the sizes and the interpolation are used.
+
+    Returns:
+        Array (H, W, 3), uint8, 0..255, always RGB, contiguous and writable.
+
+    Raises:
+        ImageError: as ``preprocess``.
+
+    Example:
+        >>> pixels(decode_image("examples/cat.jpg")).shape
+        (224, 224, 3)
+    """
+    return np.array(_resized(image, preprocessing, "pixels"))
 
 
 def load_images(
@@ -158,6 +165,8 @@ def load_images(
         ImageError: one of them cannot be decoded.
         InputError: there are none, or their preprocessed sizes differ.
     """
+    import torch
+
     if isinstance(sources, str | bytes):
         raise InputError("load_images takes several images; put a single one into a list.")
     images = [preprocess(decode_image(source), preprocessing) for source in sources]
@@ -173,11 +182,39 @@ def load_images(
     return torch.stack(images)
 
 
+def _resized(image: Image.Image, preprocessing: Preprocessing, caller: str) -> Image.Image:
+    """Return the upright RGB picture after resize and crop; ``caller`` is for the error's text."""
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"{caller} takes a Pillow image, got {type(image).__name__}; decode_image makes one."
+        )
+    if min(image.size) < 1:
+        raise ImageError(f"the given image has no pixels: {image.width}x{image.height}.")
+    picture = _upright_rgb(image, "the given image")
+    height, width = preprocessing.resized_size(picture.height, picture.width)
+    if preprocessing.resize is not None and height * width > MAX_PIXELS:
+        raise ImageError(
+            f"an image of {picture.width}x{picture.height} would be {width}x{height} after "
+            f"resize={preprocessing.resize}, above the limit of {MAX_PIXELS} pixels; "
+            "use a smaller resize, or a warp to (H, W)."
+        )
+    if (width, height) != picture.size:
+        filter_ = Image.Resampling[preprocessing.interpolation.upper()]
+        picture = picture.resize((width, height), filter_)
+    if preprocessing.crop is not None:
+        crop_h, crop_w = preprocessing.crop
+        top, left = _crop_start(height, crop_h), _crop_start(width, crop_w)
+        picture = picture.crop((left, top, left + crop_w, top + crop_h))  # outside is black
+    return picture
+
+
 def _normalised(picture: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
-    pixels = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
+    import torch
+
+    values = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
     if preprocessing.channel_order == "BGR":
-        pixels = pixels.flip(-1)
-    values = pixels.permute(2, 0, 1).contiguous().float()  # (3, H, W)
+        values = values.flip(-1)
+    values = values.permute(2, 0, 1).contiguous().float()  # (3, H, W)
     if preprocessing.value_range == "0..1":
         values /= 255
     mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)

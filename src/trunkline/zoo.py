@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import Architecture, Backbone
-from trunkline.backbones.levels import Level
 from trunkline.backbones.layers import NormStandIn
+from trunkline.backbones.levels import Level
 from trunkline.backbones.options import ALL_STAGES, Options
 from trunkline.backbones.variants import resolve_variant
 from trunkline.errors import ConfigError

@@ -18,7 +18,7 @@ from trunkline.errors import DeploymentError, PrecisionError
 from trunkline.runtimes import deployment, selection
 from trunkline.runtimes.engine import ENGINES
 from trunkline.runtimes.fidelity import LevelFidelity
-from trunkline.runtimes.processor import Processor
+from trunkline.runtimes.processor import EmulationWarning, Processor
 from trunkline.runtimes.selection import Candidate, Decision, measure
 
 
@@ -173,3 +173,15 @@ def test_what_a_decision_depends_on(tiny: Backbone, families: dict[str, Any]) ->
     ]
     assert all(one != other for one, other in itertools.combinations(keys, 2))
     assert key(families["resnet-bottleneck"].build(seed=7)) == keys[0]  # weights do not matter
+
+
+def test_auto_warns_of_int8_once(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Processor("a processor of 2015", 2, ("avx2",))
+    monkeypatch.setattr(deployment, "processor", lambda: old)
+    with pytest.warns(EmulationWarning, match=r"no int8 dot products") as caught:
+        runner = deploy(
+            tiny, precision="int8", input_shape=(1, 64, 64), calibration=["examples/cat.jpg"]
+        )
+    assert len(caught) == 1
+    assert runner.decision is not None
+    assert {one.runtime for one in runner.decision.candidates} == {"onnxruntime", "openvino"}

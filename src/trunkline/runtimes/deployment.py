@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +23,7 @@ from trunkline.runtimes.fidelity import (
     compare_maps,
 )
 from trunkline.runtimes.graphs import AXES, FromPixels, example_images, unfolded_network_of
-from trunkline.runtimes.processor import OFFERED, check_precision, processor
+from trunkline.runtimes.processor import OFFERED, EmulationWarning, check_precision, processor
 from trunkline.runtimes.provenance import provenance_of
 from trunkline.runtimes.runner import Runner
 from trunkline.runtimes.selection import (
@@ -293,14 +294,18 @@ def _possible(plan: _Plan, threads: int | None) -> tuple[dict[str, _Plan], list[
             "it; use precision='fp32', or runtime='torch' to rehearse its rounding."
         )
     for runtime in ENGINES:
+        if plan.spec.precision not in OFFERED[runtime]:
+            continue
         try:
-            if plan.spec.precision not in OFFERED[runtime]:
-                continue
-            check_precision(plan.spec.precision, runtime, here)
+            with warnings.catch_warnings():  # one for all engines, below
+                warnings.simplefilter("ignore", EmulationWarning)
+                check_precision(plan.spec.precision, runtime, here)
             versions_of(runtime)
             plans[runtime] = _with_threads(plan.for_engine(runtime), threads)
         except (DeploymentError, ConfigError) as error:
             refused.append(Candidate(runtime=runtime, refusal=str(error)))
+    if plan.spec.precision == "int8" and plans:
+        check_precision("int8", next(iter(plans)), here)
     return plans, refused
 
 

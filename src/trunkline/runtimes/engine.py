@@ -154,7 +154,9 @@ def engine_class(runtime: str) -> Any:  # the constructors differ
     module, name = home.split(":")
     try:
         return getattr(import_module(module), name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != needed:
+            raise  # a fault of ours, or of what the engine itself needs
         raise NotInstalledError(
             f"runtime {runtime!r} needs {needed}, which cannot be imported ({error}); "
             "install it, or use a runner of another engine."

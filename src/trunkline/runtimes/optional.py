@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trunkline.errors import NotInstalledError
+from trunkline.runtimes.telemetry import unreported
 
 # Module → the extra of pyproject.toml that brings it.
 EXTRAS = {
@@ -35,7 +36,8 @@ def require(name: str, purpose: str) -> Any:
         NotInstalledError: It is not installed, or fails to import.
     """
     try:
-        return import_module(name)
+        with unreported():
+            return import_module(name)
     except ImportError as error:
         raise NotInstalledError(
             f"{purpose} needs {name}, which cannot be imported ({error}); "
