@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 
-.PHONY: demo test check fix parity bench bench-loading goldens clean help
+.PHONY: demo test check fix parity bench bench-loading bench-peers goldens clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,10 @@ bench: $(PEERS)/.ready  ## speed against timm, interleaved in one process
 
 bench-loading: $(PEERS)/.ready  ## time and memory of loading a file, against timm and torchvision
 	$(PEERS)/bin/python benchmarks/loading.py
+
+bench-peers: $(PEERS)/.ready  ## deployed speed against timm and hand-made engines: docs/benchmarks.md
+	$(PEERS)/bin/python benchmarks/deploy.py --write docs/benchmarks.md
+	$(PEERS)/bin/python benchmarks/startup.py --write docs/benchmarks.md
 
 clean:  ## remove both environments and what the demo wrote
 	rm -rf $(VENV) $(PEERS) demo

@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 import trunkline
 from trunkline.backbones.backbone import Backbone
 from trunkline.benchmarking.bench import seeded_backbone
-from trunkline.benchmarking.timing import paired_ratio, summarize, take_turns
 from trunkline.errors import DeploymentError
 from trunkline.images import load_images
 from trunkline.preprocessing import IMAGENET
 from trunkline.runtimes.fidelity import PRECISIONS, LevelFidelity, compare_maps
 from trunkline.runtimes.processor import OFFERED, EmulationWarning, processor
+from trunkline.runtimes.timing import paired_ratio, summarize, take_turns
 
 PHOTOS = sorted((Path(__file__).parents[1] / "examples").glob("*.jpg"))
 BACKBONES = ("resnet18", "resnet50", "dla34", "regnet-y-002")

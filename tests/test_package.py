@@ -30,7 +30,7 @@ PARTS = (
     {"images", "outputs"},
     {"weights"},
     {"runtimes"},
-    {"extraction", "viewing"},
+    {"extraction", "viewing", "benchmarking"},
     {"heads"},
     {"cli"},
     {"__main__"},

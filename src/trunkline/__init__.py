@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from trunkline.backbones.levels import Level
     from trunkline.backbones.regnet import RegNet
     from trunkline.backbones.resnet import ResNet
+    from trunkline.benchmarking.bench import bench
     from trunkline.errors import TrunklineError
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.preprocessing import Preprocessing
@@ -38,6 +39,7 @@ _HOMES = {
     "ResNet": "trunkline.backbones.resnet",
     "Runner": "trunkline.runtimes.runner",
     "TrunklineError": "trunkline.errors",
+    "bench": "trunkline.benchmarking.bench",
     "convert": "trunkline.weights.conversion",
     "create_backbone": "trunkline.zoo",
     "deploy": "trunkline.runtimes.deployment",
@@ -66,6 +68,7 @@ __all__ = [
     "ResNet",
     "Runner",
     "TrunklineError",
+    "bench",
     "convert",
     "create_backbone",
     "deploy",

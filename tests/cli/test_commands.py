@@ -35,6 +35,21 @@ FLAGS = {
         *("--allow-noncommercial", "--help", "--json", "--layout", "--to", "--variant"),
         *("dst", "src"),
     ],
+    "deploy": [
+        *("--allow-noncommercial", "--calibration", "--explain", "--help", "--json", "--levels"),
+        *("--out", "--precision", "--preprocess", "--remeasure", "--runtime", "--seed", "--shape"),
+        *("--threads", "--weights", "name"),
+    ],
+    "export": [
+        *("--allow-noncommercial", "--batch", "--calibration", "--dynamic", "--format", "--help"),
+        *("--json", "--levels", "--max-batch-size", "--model-version", "--name", "--opset"),
+        *("--precision", "--preprocess", "--repo", "--seed", "--serve", "--size", "--weights"),
+        *("name", "out"),
+    ],
+    "bench": [
+        *("--against", "--calibration", "--help", "--json", "--no-memory", "--precision"),
+        *("--profile", "--rounds", "--runtime", "--shape", "--threads", "--weights", "names"),
+    ],
     "weights list": ["--help", "--json", "--license", "--source", "variant"],
     "weights show": ["--help", "--json", "tag", "variant"],
     "weights pull": ["--all", "--allow-noncommercial", "--help", "--tag", "--to", "names"],

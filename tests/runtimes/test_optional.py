@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from importlib.metadata import requires
 
 import pytest
-import tomllib
 
 from trunkline.errors import NotInstalledError
 from trunkline.runtimes import engine, optional

@@ -20,6 +20,7 @@ from trunkline.runtimes.engine import ENGINES
 from trunkline.runtimes.fidelity import LevelFidelity
 from trunkline.runtimes.processor import EmulationWarning, Processor
 from trunkline.runtimes.selection import Candidate, Decision, measure
+from trunkline.runtimes.timing import Clocks
 
 
 @pytest.fixture(autouse=True)
@@ -42,16 +43,21 @@ class Timed:
         return []
 
 
+def of(clock: list[float]) -> Clocks:
+    read = partial(clock.__getitem__, 0)
+    return Clocks(wall=read, busy=lambda: 0.0, sleep=lambda _seconds: None)
+
+
 def test_the_smallest_median_wins() -> None:
     clock = [0.0]
     runners = {"slow": Timed(clock, 0.3), "fast": Timed(clock, 0.1), "middle": Timed(clock, 0.2)}
     lost = Candidate(runtime="lost", refusal="not installed")
-    decision = measure(runners, None, shape=(1, 2, 3), refused=[lost], clock=lambda: clock[0])
+    decision = measure(runners, None, shape=(1, 2, 3), refused=[lost], clocks=of(clock))
     assert decision.chosen == "fast"
     assert [one.runtime for one in decision.candidates] == ["fast", "middle", "slow", "lost"]
     assert decision.candidates[0].median_ms == pytest.approx(100)
     assert len({runner.calls for runner in runners.values()}) == 1  # they take turns
-    assert decision.rounds == runners["fast"].calls - 1  # the first call does not count
+    assert decision.rounds == 6  # 8 seconds' worth of twice 0.6
 
 
 def test_slow_engines_get_few_rounds_and_quick_ones_many() -> None:
@@ -59,7 +65,7 @@ def test_slow_engines_get_few_rounds_and_quick_ones_many() -> None:
     for seconds in (10.0, 0.001):
         clock = [0.0]
         only = {"only": Timed(clock, seconds)}
-        decision = measure(only, None, shape=(1, 1, 1), clock=partial(clock.__getitem__, 0))
+        decision = measure(only, None, shape=(1, 1, 1), clocks=of(clock))
         rounds.append(decision.rounds)
     assert rounds == [5, 30]
 

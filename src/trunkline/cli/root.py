@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trunkline.cli import classify, convert, features, info, listing, weights
+from trunkline.cli import bench, classify, convert, deploy, export, features, info, listing, weights
 from trunkline.cli.output import one_line
 from trunkline.errors import TrunklineError
 
@@ -38,6 +38,9 @@ app.command("info")(info.info_command)
 app.command("features")(features.features_command)
 app.command("classify")(classify.classify_command)
 app.command("convert")(convert.convert_command)
+app.command("export")(export.export_command)
+app.command("deploy")(deploy.deploy_command)
+app.command("bench")(bench.bench_command)
 app.add_typer(weights.app, name="weights")
 
 

@@ -6,19 +6,20 @@ import hashlib
 import json
 import logging
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trunkline
+from trunkline.runtimes.timing import Clocks, take_turns
 from trunkline.weights.files.cache import home, write_atomically
 
 _log = logging.getLogger(__name__)
 
-_ROUNDS = range(5, 31)  # at least, and at most
-_BUDGET_S = 6.0  # for all engines together, once each has had its least number of rounds
+_ROUNDS = (5, 30)  # at least, and at most
+_BUDGET_S = 8.0  # for all engines together, where it allows more than the least number of rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def measure(
     *,
     shape: tuple[int, int, int],
     refused: Sequence[Candidate] = (),
-    clock: Callable[[], float] = time.perf_counter,
+    clocks: Clocks | None = None,
 ) -> Decision:
     """Time runners in turns, so that whatever else the machine does meets all of them alike.
 
@@ -89,25 +90,23 @@ def measure(
         images: What each is called with.
         shape: Of the images.
         refused: Engines that could not be tried, for the table.
-        clock: In seconds.
+        clocks: None for the machine's own.
 
     Returns:
         The decision for the smallest median.
     """
-    times: dict[str, list[float]] = {runtime: [] for runtime in runners}
-    for runner in runners.values():  # first calls allocate and choose kernels
-        runner(images)
-    started = clock()
-    for done in range(_ROUNDS[-1]):
-        if done >= _ROUNDS[0] and clock() - started > _BUDGET_S:
-            break
-        for runtime, runner in runners.items():
-            before = clock()
-            runner(images)
-            times[runtime].append(clock() - before)
+    clocks = clocks or Clocks()
+    calls = {runtime: partial(runner, images) for runtime, runner in runners.items()}
+    for call in calls.values():  # first calls allocate and choose kernels
+        call()
+    started = clocks.wall()
+    for call in calls.values():
+        call()
+    all_once = clocks.wall() - started
+    rounds = max(_ROUNDS[0], min(_ROUNDS[-1], int(_BUDGET_S / (2 * all_once))))
+    times = take_turns(calls, rounds, clocks=clocks)
     tried = [_candidate(runtime, runners[runtime], taken) for runtime, taken in times.items()]
     tried.sort(key=lambda one: one.median_ms or 0.0)
-    rounds = len(times[tried[0].runtime])
     return Decision(
         chosen=tried[0].runtime, shape=shape, rounds=rounds, candidates=(*tried, *refused)
     )

@@ -1,0 +1,1 @@
+"""How fast a backbone runs here, measured so that the figures can be compared."""
