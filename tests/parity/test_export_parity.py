@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peers import state_for
+from torch import nn
 
 import trunkline
 from trunkline import Backbone
@@ -20,11 +20,27 @@ from trunkline.runtimes.fidelity import MAX_RELATIVE
 pytestmark = pytest.mark.parity
 
 
+def _well_conditioned(variant: str) -> Backbone:
+    """Return a random network whose norms are near the identity, but not it.
+
+    Statistics drawn more freely let a deep network multiply rounding errors until float32 itself
+    is 1e-3 from float64, and then the file would be compared with that rather than with the
+    network.
+    """
+    torch.manual_seed(0)
+    backbone = trunkline.create_backbone(variant)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for factor in (module.weight, module.running_var):
+                nn.init.uniform_(factor, 0.9, 1.1)  # type: ignore[arg-type]
+            for offset in (module.bias, module.running_mean):
+                nn.init.uniform_(offset, -0.1, 0.1)  # type: ignore[arg-type]
+    return backbone
+
+
 @pytest.mark.parametrize("variant", trunkline.list_backbones())
 def test_every_variant_at_dynamic_sizes(variant: str, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        backbone: Backbone = trunkline.create_backbone(variant)
-    backbone.load_state_dict(state_for(backbone.double()), assign=True)
+    backbone = _well_conditioned(variant)
     for number, (kind, name) in enumerate((("onnx", "net.onnx"), ("openvino", "net.xml"))):
         report = export(
             backbone,

@@ -352,3 +352,28 @@ def test_nothing_is_warned_of_in_fp32(tiny: Backbone) -> None:
         warnings.simplefilter("error")
         for runtime in QUICK:
             deploy(tiny, runtime)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("input_shape", [None, (4, 65, 97)])
+def test_a_batch_dealt_out_to_threads_is_the_same_batch(
+    one_of_each: Family, runtime: str, input_shape: tuple[int, int, int] | None
+) -> None:
+    backbone = one_of_each.build().eval()
+    shared = deploy(backbone, runtime, input_shape=input_shape, threads=2)
+    for n in (4,) if input_shape else (1, 2, 3, 4):
+        images = random_images(n, 3, 65, 97, seed=n)
+        assert furthest(own_maps(backbone, images), shared(images)) < 1e-5
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_calls_that_deal_out_batches_do_not_mix_them(tiny: Backbone, runtime: str) -> None:
+    runner = deploy(tiny, runtime, threads=2)
+    inputs = [random_images(2 + 2 * (n % 2), 3, 48, 64, seed=n) for n in range(4)]
+    wanted = [own_maps(tiny, images) for images in inputs]
+
+    def work(number: int) -> float:
+        return max(furthest(wanted[number], runner(inputs[number])) for _ in range(10))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(4))) < 1e-5

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from trunkline.cli.features import parse_levels, parse_size
-from trunkline.cli.loaded import download_bars, print_report, report_as_dict
+from trunkline.cli.loaded import build_network, print_report, report_as_dict, warn_of_random
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from trunkline.backbones.backbone import Backbone
     from trunkline.runtimes.export import ExportReport
     from trunkline.runtimes.export_config import ExportOptions
     from trunkline.runtimes.serving import RepositoryReport
@@ -117,7 +116,9 @@ def export_command(  # one parameter per flag
 
     if serve is None:
         config_of(file_format or "onnx", options)  # before weights are downloaded
-    network = _build(name, weights, parse_levels(levels), seed, allow=allow_noncommercial)
+    network = build_network(
+        name, weights, parse_levels(levels), seed=seed, allow_noncommercial=allow_noncommercial
+    )
     served: RepositoryReport | None = None
     if serve is None:
         written = export(network, str(out), cast(Any, file_format or "onnx"), **options)
@@ -134,11 +135,7 @@ def export_command(  # one parameter per flag
         written = served.export
     random_seed = seed if weights == "none" else None
     if random_seed is not None:
-        typer.echo(
-            f"The network is RANDOM (--weights none, --seed {seed}): "
-            "its maps carry no learned meaning.",
-            err=as_json,  # standard output is for the JSON alone
-        )
+        warn_of_random(seed, on_stderr=as_json)
     if as_json:
         loaded = None if network.load_report is None else report_as_dict(network.load_report)
         print_json(
@@ -200,24 +197,6 @@ def _parse_shape(
         raise ConfigError(f"--size got {size!r}; give N or HxW in pixels, such as 480x640.")
     height, width = (sides, sides) if isinstance(sides, int) else sides
     return 1 if batch is None else batch, height, width
-
-
-def _build(
-    name: str, weights: str, return_idx: tuple[int, ...], seed: int, *, allow: bool
-) -> Backbone:
-    import torch
-
-    import trunkline
-    from trunkline.weights.loading import load_weights
-
-    random = weights == "none"
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
-        torch.manual_seed(seed)
-        network = trunkline.create_backbone(name, return_idx=return_idx)
-    if not random:  # a network without numbers until here: they all come from the file
-        with download_bars() as progress:
-            load_weights(network, weights, allow_noncommercial=allow, progress=progress)
-    return network
 
 
 def _print_file(report: ExportReport) -> None:

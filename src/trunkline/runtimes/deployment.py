@@ -22,7 +22,7 @@ from trunkline.runtimes.fidelity import (
     check_fidelity,
     compare_maps,
 )
-from trunkline.runtimes.graphs import AXES, FromPixels, example_images, unfolded_network_of
+from trunkline.runtimes.graphs import FromPixels, example_images, unfolded_network_of
 from trunkline.runtimes.processor import OFFERED, EmulationWarning, check_precision, processor
 from trunkline.runtimes.provenance import provenance_of
 from trunkline.runtimes.runner import Runner
@@ -232,12 +232,8 @@ def _engine(plan: _Plan) -> Engine:
         return engine
     from trunkline.runtimes.onnx_writer import onnx_model
 
-    graph: Any = onnx_model(
-        plan.backbone,
-        input_shape=spec.input_shape or _USUAL,
-        dynamic=AXES if spec.input_shape is None else (),
-        preprocess=spec.preprocess,
-    )
+    # Of any size: the engine fixes the shape itself, to that of a thread's part of a batch.
+    graph: Any = onnx_model(plan.backbone, preprocess=spec.preprocess)
     if spec.precision == "int8":
         return _quantized(kind, graph, plan)
     made: Engine = kind(graph.SerializeToString(), spec)

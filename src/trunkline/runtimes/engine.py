@@ -139,6 +139,28 @@ ENGINES = {
 }
 
 
+def parts_of(num_images: int, spec: Spec) -> int:
+    """Return in how many parts a batch is computed: one for each thread, or one in all.
+
+    Only where they are equal, so that no thread has to wait for the one with the larger part.
+    """
+    return spec.threads if num_images and num_images % spec.threads == 0 else 1
+
+
+def map_shapes(images: NDArray[Any], spec: Spec) -> list[tuple[int, ...]]:
+    """Return the shapes of the maps of some images."""
+    height, width = images.shape[1:3] if spec.preprocess else images.shape[2:]
+    return [
+        (len(images), level.channels, -(-height // level.stride), -(-width // level.stride))
+        for level in spec.returned_levels
+    ]
+
+
+def empty_maps(images: NDArray[Any], spec: Spec) -> Maps:
+    """Return arrays for the maps of some images, whatever they hold."""
+    return [np.empty(shape, np.float32) for shape in map_shapes(images, spec)]
+
+
 def in_one_line(error: BaseException) -> str:
     """Return what an engine says without its line breaks."""
     return " ".join(str(error).split())

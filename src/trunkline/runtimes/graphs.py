@@ -55,7 +55,11 @@ def network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
     Raises:
         ConfigError: ``preprocess`` for a backbone that takes other than three channels.
     """
-    return _with_pixels(fold(backbone).cpu().float(), backbone, preprocess=preprocess)
+    check_backbone(backbone)
+    if any(parameter.dtype != torch.float32 for parameter in backbone.parameters()):
+        # Widened first: folding rounds to the dtype that it finds, half precision too.
+        return _with_pixels(fold(_widened(backbone)), backbone, preprocess=preprocess)
+    return _with_pixels(fold(backbone).cpu(), backbone, preprocess=preprocess)
 
 
 def unfolded_network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
@@ -65,8 +69,13 @@ def unfolded_network_of(backbone: Backbone, *, preprocess: bool) -> nn.Module:
         ConfigError: As ``network_of``.
     """
     check_backbone(backbone)
-    network = copy.deepcopy(backbone).eval().requires_grad_(False).cpu().float()
+    network = _widened(backbone).eval().requires_grad_(False)
     return _with_pixels(network, backbone, preprocess=preprocess)
+
+
+def _widened(backbone: Backbone) -> Backbone:
+    """Return a copy in float32 on the processor."""
+    return copy.deepcopy(backbone).cpu().float()
 
 
 def _with_pixels(network: Backbone, backbone: Backbone, *, preprocess: bool) -> nn.Module:

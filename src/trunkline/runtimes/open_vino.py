@@ -1,19 +1,23 @@
 """OpenVINO on the processor.
 
+A batch that can be dealt out evenly to the threads is, as in ``trunkline.runtimes.onnx_runtime``.
+
 Source: https://docs.openvino.ai, "CPU Device" and "Optimizing Inference".
 """
 
 from __future__ import annotations
 
-import io
 import queue
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import RunnerError
-from trunkline.runtimes.engine import Maps, Spec, in_one_line
+from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
 from trunkline.runtimes.optional import require
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
@@ -24,7 +28,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoEngine:
-    """One compiled model, and a request for each call that runs at the same time.
+    """A compiled model for single images, one for images dealt out to threads, or both.
 
     Args:
         graph: An ``openvino.Model``, or a serialised ONNX model. It may be changed.
@@ -34,48 +38,69 @@ class OpenVinoEngine:
     name: ClassVar[str] = "openvino"
 
     def __init__(self, graph: Any, spec: Spec) -> None:
-        core = self._core()
         model = self.read(graph) if isinstance(graph, bytes) else graph
         if spec.input_shape is not None:
             n, height, width = spec.input_shape
-            sides = (height, width)
-            shape = (
-                (n, *sides, spec.in_channels) if spec.preprocess else (n, spec.in_channels, *sides)
-            )
-            model.reshape(list(shape))
+            n //= parts_of(n, spec)
+            shape = [n, spec.in_channels, height, width]
+            model.reshape([n, height, width, spec.in_channels] if spec.preprocess else shape)
         self._model: Any = model
-        self._start(core.compile_model(model, "CPU", _properties(spec)))
+        self._set_up(lambda properties: _core().compile_model(model, "CPU", properties), spec)
 
-    def _start(self, compiled: Any) -> None:
-        self._compiled = compiled
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def _set_up(self, compiler: Callable[[dict[str, Any]], Any], spec: Spec) -> None:
+        self._compiler, self._spec = compiler, spec
+        self._lock = threading.Lock()
+        self._compiled: dict[int, Any] = {}  # by the number of parts of a batch
+        self._idle: dict[int, queue.SimpleQueue[Any]] = {}
+        expected = 1 if spec.input_shape is None else parts_of(spec.input_shape[0], spec)
+        self._requests(expected, 0)
 
-    @staticmethod
-    def _core() -> Any:
-        return require("openvino", "runtime 'openvino'").Core()
+    def _requests(self, parts: int, number: int) -> list[Any]:
+        """Return idle requests for a batch in so many parts."""
+        with self._lock:
+            if parts not in self._compiled:
+                self._compiled[parts] = self._compiler(_properties(self._spec, parts))
+                self._idle[parts] = queue.SimpleQueue()
+        taken: list[Any] = []
+        while len(taken) < number:
+            try:
+                taken.append(self._idle[parts].get_nowait())
+            except queue.Empty:
+                taken.append(self._compiled[parts].create_infer_request())
+        return taken
 
     @classmethod
     def read(cls, graph: bytes) -> Any:
         """Return the ``openvino.Model`` of a serialised ONNX model."""
-        return cls._core().read_model(graph, b"")
+        return _core().read_model(graph, b"")
 
     def run(self, images: NDArray[Any]) -> Maps:
         """Compute the maps; see ``Engine``."""
+        parts = parts_of(len(images), self._spec)
+        requests = self._requests(parts, parts)
         try:
-            request = self._idle.get_nowait()
-        except queue.Empty:
-            request = self._compiled.create_infer_request()
-        try:
-            results = request.infer([images], share_inputs=True)
-            return [results[index] for index in range(len(results))]
+            if parts == 1:
+                results = requests[0].infer([images], share_inputs=True)
+                return [results[index] for index in range(len(results))]
+            maps = empty_maps(images, self._spec)
+            size = len(images) // parts
+            for number, request in enumerate(requests):
+                part = slice(number * size, (number + 1) * size)
+                _bind(request, images[part], [one[part] for one in maps])
+                request.start_async()
+            for request in requests:
+                request.wait()
+            return maps
         finally:
-            self._idle.put(request)
+            for request in requests:
+                self._idle[parts].put(request)
 
     def save(self, folder: Path) -> None:
         """Write the graph, and what this machine made of it."""
         openvino = require("openvino", "runtime 'openvino'")
         openvino.save_model(self._model, str(folder / GRAPH), compress_to_fp16=False)
-        Path(folder, COMPILED).write_bytes(self._compiled.export_model().getvalue())
+        (compiled,) = (self._compiled[parts] for parts in list(self._compiled)[:1])
+        Path(folder, COMPILED).write_bytes(compiled.export_model().getvalue())
 
     @classmethod
     def files(cls, *, same_machine: bool) -> tuple[str, ...]:
@@ -85,13 +110,15 @@ class OpenVinoEngine:
     @classmethod
     def load(cls, folder: Path, spec: Spec, *, same_machine: bool) -> OpenVinoEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
-        core = cls._core()
+        core = _core()
         try:
             if not same_machine:
                 return cls(core.read_model(str(folder / GRAPH)), spec)
+            # Mapped, not read: the weights are in memory once. The engine keeps pointing into it.
+            mapped = np.memmap(Path(folder, COMPILED), np.uint8, "c")
+            blob = require("openvino", "runtime 'openvino'").Tensor(mapped, shared_memory=True)
             engine = cls.__new__(cls)
-            blob = io.BytesIO(Path(folder, COMPILED).read_bytes())
-            engine._start(core.import_model(blob, "CPU", _properties(spec)))
+            engine._set_up(lambda properties: core.import_model(blob, "CPU", properties), spec)
             return engine
         except RuntimeError as error:
             raise RunnerError(
@@ -100,9 +127,22 @@ class OpenVinoEngine:
             ) from error
 
 
-def _properties(spec: Spec) -> dict[str, Any]:
+def _core() -> Any:
+    return require("openvino", "runtime 'openvino'").Core()
+
+
+def _bind(request: Any, images: NDArray[Any], maps: Maps) -> None:
+    """Tell a request where its images are and where its maps shall go."""
+    tensor = require("openvino", "runtime 'openvino'").Tensor
+    request.set_input_tensor(0, tensor(images, shared_memory=True))
+    for index, one in enumerate(maps):
+        request.set_output_tensor(index, tensor(one, shared_memory=True))
+
+
+def _properties(spec: Spec, parts: int) -> dict[str, Any]:
     return {
-        "PERFORMANCE_HINT": "LATENCY",  # all threads work on one call
+        # All threads work on one image, or each stream has a thread of its own.
+        **({"PERFORMANCE_HINT": "LATENCY"} if parts == 1 else {"NUM_STREAMS": parts}),
         "INFERENCE_NUM_THREADS": spec.threads,
         "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
     }

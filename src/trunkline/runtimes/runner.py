@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trunkline.backbones.levels import Level
 from trunkline.errors import InputError
 from trunkline.preprocessing import Preprocessing
-from trunkline.runtimes.engine import Engine, Spec
+from trunkline.runtimes.engine import Engine, Spec, empty_maps
 from trunkline.runtimes.fidelity import LevelFidelity
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Runner:
         array, give_back = _as_array(images)
         self._check(array)
         if array.shape[0] == 0:
-            return [give_back(np.empty(shape, np.float32)) for shape in self._shapes(array)]
+            return [give_back(one) for one in empty_maps(array, self.spec)]
         return [give_back(one) for one in self._engine.run(np.ascontiguousarray(array))]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -162,13 +162,6 @@ class Runner:
     def _sides(self, array: NDArray[Any]) -> tuple[int, int]:
         height, width = array.shape[1:3] if self.preprocess else array.shape[2:]
         return height, width
-
-    def _shapes(self, array: NDArray[Any]) -> list[tuple[int, ...]]:
-        height, width = self._sides(array)
-        return [
-            (len(array), level.channels, -(-height // level.stride), -(-width // level.stride))
-            for level in self.returned_levels
-        ]
 
     def _check(self, array: NDArray[Any]) -> None:
         kind, dtype = (
