@@ -119,7 +119,7 @@ def test_int8_of_every_family(
     monkeypatch.setattr(deployment, "processor", lambda: NEW)
     backbone = one_of_each.build().eval()
     photos = sorted(Path("examples").glob("*.jpg"))
-    runner = deploy(backbone, runtime, "int8", input_shape=(1, 64, 96), calibration=photos)
+    runner = deploy(backbone, runtime, "int8", input_shape=(4, 64, 96), calibration=photos)
     assert runner.precision == "int8"
     assert max(one.max_relative for one in runner.fidelity) > 1e-4  # it is int8 indeed
     assert min(one.cosine for one in runner.fidelity) > 0.99

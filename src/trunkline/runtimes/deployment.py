@@ -6,8 +6,10 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -151,9 +153,8 @@ def _plan(
     shape = None if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
     batches: Sequence[NDArray[Any]] = ()
     if precision == "int8":
-        batches = calibration_batches(
-            calibration, backbone, preprocess=preprocess, input_shape=shape
-        )
+        one = None if shape is None else (1, *shape[1:])  # the graph that is fitted takes any N
+        batches = calibration_batches(calibration, backbone, preprocess=preprocess, input_shape=one)
     spec = Spec(
         variant=backbone.variant,
         runtime="",
@@ -175,8 +176,11 @@ def _plan(
 
 def _expected(network: torch.nn.Module, plan: _Plan) -> list[tuple[NDArray[Any], Maps]]:
     """Run the backbone itself on random images, or on photos where int8 is to be judged."""
+    n = None if plan.spec.input_shape is None else plan.spec.input_shape[0]
     if plan.batches:
-        images = [torch.from_numpy(batch) for batch in plan.batches[:3]]
+        photos = list(islice(cycle(plan.batches), n)) if n else plan.batches[:3]
+        joined = [np.concatenate(photos)] if n else photos
+        images = [torch.from_numpy(batch) for batch in joined]
     else:
         shape = plan.spec.input_shape
         images = [
