@@ -39,7 +39,7 @@ from trunkline.runtimes.selection import (
 _log = logging.getLogger(__name__)
 
 RUNTIMES = ("auto", *ENGINES)
-_PROBES = ((1, 64, 96), (2, 33, 65))  # shapes that a runner for any shape is compared at
+_PROBES = ((1, 64, 96), (3, 33, 65))  # shapes that a runner for any shape is compared at
 _USUAL = (1, 224, 224)  # the shape that it is measured at, where the weights do not say another
 
 
@@ -132,6 +132,35 @@ def _plan(
     preprocess: bool,
     calibration: CalibrationSource | None,
 ) -> _Plan:
+    _check_arguments(precision, input_shape, calibration)
+    network = unfolded_network_of(backbone, preprocess=preprocess)  # refuses what is no backbone
+    shape = None if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
+    batches: Sequence[NDArray[Any]] = ()
+    if precision == "int8":
+        one = None if shape is None else (1, *shape[1:])  # the graph that is fitted takes any N
+        batches = calibration_batches(calibration, backbone, preprocess=preprocess, input_shape=one)
+    spec = Spec(
+        variant=backbone.variant,
+        runtime="",
+        precision=precision,
+        levels=backbone.levels,
+        returned_levels=backbone.returned_levels,
+        in_channels=backbone.in_channels,
+        input_shape=shape,
+        preprocess=preprocess,
+        preprocessing=(network if isinstance(network, FromPixels) else backbone).preprocessing,
+        threads=0,
+    )
+    plan = _Plan(backbone, spec, batches)
+    plan.expected.extend(_expected(network, plan))
+    return plan
+
+
+def _check_arguments(
+    precision: str,
+    input_shape: tuple[int, int, int] | None,
+    calibration: CalibrationSource | None,
+) -> None:
     if precision not in PRECISIONS:
         raise ConfigError(
             f"precision={precision!r} is unknown; use one of {', '.join(PRECISIONS)}."
@@ -149,29 +178,6 @@ def _plan(
             f"calibration images are for precision='int8', and precision is {precision!r}; "
             "leave one of them out."
         )
-    network = unfolded_network_of(backbone, preprocess=preprocess)  # refuses what is no backbone
-    shape = None if input_shape is None else (input_shape[0], input_shape[1], input_shape[2])
-    batches: Sequence[NDArray[Any]] = ()
-    if precision == "int8":
-        one = None if shape is None else (1, *shape[1:])  # the graph that is fitted takes any N
-        batches = calibration_batches(calibration, backbone, preprocess=preprocess, input_shape=one)
-    spec = Spec(
-        variant=backbone.variant,
-        runtime="",
-        precision=precision,
-        levels=backbone.levels,
-        returned_levels=backbone.returned_levels,
-        in_channels=backbone.in_channels,
-        input_shape=shape,
-        preprocess=preprocess,
-        preprocessing=network.preprocessing
-        if isinstance(network, FromPixels)
-        else (backbone.preprocessing),
-        threads=0,
-    )
-    plan = _Plan(backbone, spec, batches)
-    plan.expected.extend(_expected(network, plan))
-    return plan
 
 
 def _expected(network: torch.nn.Module, plan: _Plan) -> list[tuple[NDArray[Any], Maps]]:
