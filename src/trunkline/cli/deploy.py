@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trunkline.cli.features import parse_levels
-from trunkline.cli.loaded import build_network, print_report, report_as_dict, warn_of_random
+from trunkline.cli.loaded import (
+    AgreeOption,
+    SeedOption,
+    WeightsOption,
+    build_network,
+    print_report,
+    report_as_dict,
+    warn_of_random,
+)
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
@@ -45,16 +53,8 @@ def deploy_command(  # one parameter per flag
             metavar="INDEX...", help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32."
         ),
     ] = "0,1,2,3",
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="none|default|TAG|PATH|hf://...",
-            help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
-        ),
-    ] = "none",
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
-    ] = 0,
+    weights: WeightsOption = "none",
+    seed: SeedOption = 0,
     out: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Save the runner; trunkline.load_runner(DIR) opens it."),
@@ -65,10 +65,7 @@ def deploy_command(  # one parameter per flag
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Do not use an earlier decision of auto.")
     ] = False,
-    allow_noncommercial: Annotated[
-        bool,
-        typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
-    ] = False,
+    allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Put a backbone on the fastest engine of this machine, checked against the backbone."""

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from trunkline.cli.features import parse_levels, parse_size
-from trunkline.cli.loaded import build_network, print_report, report_as_dict, warn_of_random
+from trunkline.cli.loaded import (
+    AgreeOption,
+    SeedOption,
+    WeightsOption,
+    build_network,
+    print_report,
+    report_as_dict,
+    warn_of_random,
+)
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
@@ -51,16 +59,8 @@ def export_command(  # one parameter per flag
             metavar="INDEX...", help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32."
         ),
     ] = "0,1,2,3",
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="none|default|TAG|PATH|hf://...",
-            help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
-        ),
-    ] = "none",
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
-    ] = 0,
+    weights: WeightsOption = "none",
+    seed: SeedOption = 0,
     preprocess: Annotated[
         bool, typer.Option("--preprocess", help="Take 8-bit RGB pictures and normalise inside.")
     ] = False,
@@ -85,10 +85,7 @@ def export_command(  # one parameter per flag
     max_batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="That Triton puts together; 8 unless given.")
     ] = None,
-    allow_noncommercial: Annotated[
-        bool,
-        typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
-    ] = False,
+    allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Write a backbone as a file for another engine, checked against the backbone."""

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trunkline.cli.loaded import build_network, print_report, report_as_dict, warn_of_random
+from trunkline.cli.loaded import (
+    AgreeOption,
+    SeedOption,
+    WeightsOption,
+    build_network,
+    print_report,
+    report_as_dict,
+    warn_of_random,
+)
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError, LevelIndexError
 
@@ -41,23 +49,12 @@ def features_command(  # one parameter per flag, one entry per key of the report
             "original: as it is. Default: what the weights expect.",
         ),
     ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="none|default|TAG|PATH|hf://...",
-            help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
-        ),
-    ] = "none",
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
-    ] = 0,
+    weights: WeightsOption = "none",
+    seed: SeedOption = 0,
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
     ] = None,
-    allow_noncommercial: Annotated[
-        bool,
-        typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
-    ] = False,
+    allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compute the feature maps of one photo."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from trunkline.backbones.backbone import Backbone
     from trunkline.weights.hub import Progress
     from trunkline.weights.loading import LoadReport
+
+
+# The flags of verbs that build a network, for `build_network`.
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="none|default|TAG|PATH|hf://...",
+        help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option(metavar="N", min=0, max=2**63 - 1, help="Of the random network.")
+]
+AgreeOption = Annotated[
+    bool,
+    typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
+]
 
 
 @contextmanager
