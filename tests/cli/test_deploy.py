@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trunkline import load_runner
-from trunkline.cli.deploy import parse_shape
+from trunkline.cli.bench import parse_shape
 from trunkline.cli.root import app
 from trunkline.errors import ConfigError
 from trunkline.runtimes import deployment

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trunkline.cli.bench import parse_shape
 from trunkline.cli.features import parse_levels
 from trunkline.cli.loaded import (
     AgreeOption,
@@ -105,21 +106,6 @@ def deploy_command(  # one parameter per flag
     _print_runner(runner, explain=explain)
     if out is not None:
         typer.echo(f"\nsaved     {one_line(out)}")
-
-
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Return (N, H, W) of a text such as ``8x224x224``.
-
-    Raises:
-        ConfigError: Anything but three integers from 1 on.
-    """
-    parts = text.replace(",", "x").split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError(
-            f"--shape got {text!r}; give images, height and width from 1 on, such as 8x224x224."
-        )
-    n, height, width = map(int, parts)
-    return n, height, width
 
 
 def _as_dict(runner: Runner) -> dict[str, Any]:
