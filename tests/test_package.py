@@ -27,6 +27,7 @@ PARTS = (
     {"preprocessing"},
     {"backbones"},
     {"zoo"},
+    {"photos"},
     {"images", "outputs"},
     {"weights"},
     {"runtimes"},

@@ -23,6 +23,8 @@ PLAIN = dataclasses.replace(
     IMAGENET, resize=None, crop=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
 
+PADDED = dataclasses.replace(PLAIN, pad_to_multiple=32)
+
 
 def saved(image: Image.Image, path: Path) -> Path:
     image.save(path)
@@ -102,6 +104,48 @@ def test_crop_beyond_the_image_is_black_before_normalisation() -> None:
     assert preprocess(white, rule)[0].tolist() == [[-0.5, 0.5, -0.5, -0.5]] * 2
 
 
+@pytest.mark.parametrize(
+    ("rule", "inner", "outer"),
+    [
+        (IMAGENET.with_size(None), (21, 30), (32, 32)),
+        (IMAGENET.with_size((33, 64)), (33, 64), (64, 64)),
+        (dataclasses.replace(IMAGENET, resize=42, crop=None), (42, 60), (64, 64)),
+        (IMAGENET.with_size(20), (20, 20), (32, 32)),
+    ],
+    ids=["keep", "warp", "shorter side", "crop"],
+)
+def test_padding_is_black_before_normalisation_at_the_right_and_the_bottom(
+    rule: Preprocessing, inner: tuple[int, int], outer: tuple[int, int]
+) -> None:
+    photo = np.random.default_rng(0).integers(1, 256, (21, 30, 3), dtype=np.uint8)
+    image, (height, width) = Image.fromarray(photo), inner
+    padded = dataclasses.replace(rule, pad_to_multiple=32)
+    values = pixels(image, padded)
+    assert values.shape == (*outer, 3)
+    assert (values[:height, :width] == pixels(image, rule)).all()
+    assert not values[height:].any()
+    assert not values[:, width:].any()
+    tensor = preprocess(image, padded)
+    assert torch.equal(tensor[:, :height, :width], preprocess(image, rule))
+    black = torch.tensor([-m / s for m, s in zip(rule.mean, rule.std, strict=True)])
+    outside = torch.cat([tensor[:, height:].flatten(1), tensor[:, :, width:].flatten(1)], 1)
+    assert torch.allclose(outside, black[:, None].expand_as(outside))
+
+
+def test_what_is_a_multiple_already_is_not_padded() -> None:
+    rule = dataclasses.replace(PLAIN, pad_to_multiple=8)
+    assert pixels(Image.new("RGB", (16, 8)), rule).shape == (8, 16, 3)
+    assert pixels(Image.new("RGB", (17, 9)), rule).shape == (16, 24, 3)
+
+
+def test_padding_of_thin_photos_has_a_limit() -> None:
+    rule = dataclasses.replace(PLAIN, pad_to_multiple=4096)
+    with pytest.raises(
+        ImageError, match=r"90000x1 would be 90112x4096 with pad_to_multiple=4096: .*at most"
+    ):
+        pixels(Image.new("RGB", (90_000, 1)), rule)
+
+
 def test_warp_ignores_the_aspect_ratio() -> None:
     rule = dataclasses.replace(IMAGENET, resize=(5, 7), crop=None)
     assert preprocess(Image.new("RGB", (30, 10)), rule).shape == (3, 5, 7)
@@ -112,8 +156,11 @@ def test_warp_ignores_the_aspect_ratio() -> None:
 )
 @pytest.mark.parametrize("resize", [None, 17, (12, 9)])
 @pytest.mark.parametrize("crop", [None, (14, 10)])
-def test_output_size_is_known_beforehand(height: int, width: int, resize: Any, crop: Any) -> None:
-    rule = dataclasses.replace(IMAGENET, resize=resize, crop=crop)
+@pytest.mark.parametrize("multiple", [None, 1, 8])
+def test_output_size_is_known_beforehand(
+    height: int, width: int, resize: Any, crop: Any, multiple: int | None
+) -> None:
+    rule = dataclasses.replace(IMAGENET, resize=resize, crop=crop, pad_to_multiple=multiple)
     actual = preprocess(Image.new("RGB", (width, height)), rule)
     assert rule.output_size(height, width) == tuple(actual.shape[1:])
 
@@ -136,6 +183,10 @@ def test_with_size_of_other_kinds() -> None:
     original = IMAGENET.with_size(None)
     assert original.output_size(11, 13) == (11, 13)
     assert original.with_size(8).crop == (8, 8)
+    padded = dataclasses.replace(IMAGENET, pad_to_multiple=32)
+    assert padded.with_size(None).pad_to_multiple == 32
+    for exact in (padded.with_size(40), padded.with_size((40, 50)), warp.with_size(40)):
+        assert exact.pad_to_multiple is None  # that size, and no other
     for wrong in (0, -3, True, (0, 4), (4,), 1.5):
         size: Any = wrong
         with pytest.raises(ConfigError, match=r"is no size; use a positive integer"):
@@ -148,6 +199,9 @@ def test_with_size_of_other_kinds() -> None:
         ("resize", 0, r"resize=0 is no size; use a positive integer \(shorter side\)"),
         ("resize", (3, 0), r"resize=\(3, 0\) is no size"),
         ("crop", 224, r"crop=224 is no size; use a pair \(H, W\)"),
+        ("pad_to_multiple", 0, r"pad_to_multiple=0 is no multiple; use a positive integer such as"),
+        ("pad_to_multiple", True, r"pad_to_multiple=True is no multiple"),
+        ("pad_to_multiple", 32.0, r"pad_to_multiple=32.0 is no multiple"),
         ("interpolation", "cubic", r"interpolation='cubic' is unknown; use one of .*bicubic"),
         ("value_range", "-1..1", r"value_range='-1..1' is unknown; use one of 0..1, 0..255"),
         ("channel_order", "GBR", r"channel_order='GBR' is unknown; use one of RGB, BGR"),
@@ -162,7 +216,7 @@ def test_preprocessing_is_checked_when_it_is_made(field: str, value: Any, messag
         dataclasses.replace(IMAGENET, **{field: value})
 
 
-@pytest.mark.parametrize("rule", [IMAGENET, IMAGENET.with_size((3, 4)), PLAIN])
+@pytest.mark.parametrize("rule", [IMAGENET, IMAGENET.with_size((3, 4)), PLAIN, PADDED])
 def test_preprocessing_survives_json(rule: Preprocessing) -> None:
     assert Preprocessing.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
 
@@ -171,6 +225,8 @@ def test_preprocessing_from_dict_is_strict() -> None:
     fields = IMAGENET.to_dict()
     with pytest.raises(ConfigError, match=r"unknown fields \['size'\] and lacks \[\]; give"):
         Preprocessing.from_dict({**fields, "size": 3})
+    del fields["pad_to_multiple"]  # as versions without padding wrote it
+    assert Preprocessing.from_dict(fields) == IMAGENET
     del fields["mean"]
     with pytest.raises(ConfigError, match=r"unknown fields \[\] and lacks \['mean'\]"):
         Preprocessing.from_dict(fields)
@@ -180,6 +236,7 @@ def test_describe_names_every_step() -> None:
     assert IMAGENET.describe() == ("shorter side 256 (bilinear), centre crop 224x224, RGB in 0..1")
     assert IMAGENET.with_size((3, 4)).describe() == "warp to 3x4 (bilinear), RGB in 0..1"
     assert PLAIN.describe() == "no resize, RGB in 0..1"
+    assert PADDED.describe() == "no resize, padded to multiples of 32, RGB in 0..1"
 
 
 def test_load_images_keeps_the_order(tmp_path: Path) -> None:

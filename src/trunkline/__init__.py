@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from trunkline.backbones.resnet import ResNet
     from trunkline.benchmarking.bench import bench
     from trunkline.errors import TrunklineError
+    from trunkline.extraction.extracting import ExtractReport, extract
     from trunkline.extraction.features import FeatureMap, features, save_features
+    from trunkline.extraction.reader import FeatureStore, open_features
     from trunkline.preprocessing import Preprocessing
     from trunkline.runtimes.deployment import deploy
     from trunkline.runtimes.export import export
@@ -31,7 +33,9 @@ _HOMES = {
     "Backbone": "trunkline.backbones.backbone",
     "BackboneInfo": "trunkline.zoo",
     "DLANet": "trunkline.backbones.dla",
+    "ExtractReport": "trunkline.extraction.extracting",
     "FeatureMap": "trunkline.extraction.features",
+    "FeatureStore": "trunkline.extraction.reader",
     "Level": "trunkline.backbones.levels",
     "LoadReport": "trunkline.weights.loading",
     "Preprocessing": "trunkline.preprocessing",
@@ -44,6 +48,7 @@ _HOMES = {
     "create_backbone": "trunkline.zoo",
     "deploy": "trunkline.runtimes.deployment",
     "export": "trunkline.runtimes.export",
+    "extract": "trunkline.extraction.extracting",
     "features": "trunkline.extraction.features",
     "fold": "trunkline.runtimes.folding",
     "from_pretrained": "trunkline.weights.pretrained",
@@ -51,6 +56,7 @@ _HOMES = {
     "list_backbones": "trunkline.zoo",
     "load_runner": "trunkline.runtimes.saving",
     "load_weights": "trunkline.weights.loading",
+    "open_features": "trunkline.extraction.reader",
     "push_to_hub": "trunkline.weights.pretrained",
     "save_features": "trunkline.extraction.features",
     "save_pretrained": "trunkline.weights.pretrained",
@@ -60,7 +66,9 @@ __all__ = [
     "Backbone",
     "BackboneInfo",
     "DLANet",
+    "ExtractReport",
     "FeatureMap",
+    "FeatureStore",
     "Level",
     "LoadReport",
     "Preprocessing",
@@ -73,6 +81,7 @@ __all__ = [
     "create_backbone",
     "deploy",
     "export",
+    "extract",
     "features",
     "fold",
     "from_pretrained",
@@ -80,6 +89,7 @@ __all__ = [
     "list_backbones",
     "load_runner",
     "load_weights",
+    "open_features",
     "push_to_hub",
     "save_features",
     "save_pretrained",

@@ -14,6 +14,10 @@
     │   ├── PrecisionError                a precision that the processor or the engine lacks
     │   ├── FidelityError                 maps that differ from those of the backbone
     │   └── RunnerError                   a saved runner that is incomplete, edited or of elsewhere
+    ├── ExtractionError (RuntimeError)    features of many images that cannot be computed or kept
+    │   ├── SourceError                   images that cannot be listed
+    │   ├── StoreError                    a feature store that is damaged, or of another job
+    │   └── TooManyFailuresError          more images failed than were allowed to
     └── WeightsError (RuntimeError)       weights that cannot be had or do not fit
         ├── WeightsNotFoundError          no such file, tag or repository, or no way to get it
         │   └── OfflineError              it would need the network, which is switched off
@@ -80,6 +84,22 @@ class FidelityError(DeploymentError):
 
 class RunnerError(DeploymentError):
     """A saved runner that is incomplete, was edited, or belongs to another version."""
+
+
+class ExtractionError(TrunklineError, RuntimeError):
+    """Features of many images that cannot be computed or kept."""
+
+
+class SourceError(ExtractionError):
+    """Images that cannot be listed: no such place, or one of an unknown kind."""
+
+
+class StoreError(ExtractionError):
+    """A feature store that is damaged, incomplete, or belongs to another job."""
+
+
+class TooManyFailuresError(ExtractionError):
+    """More images failed than the caller allowed."""
 
 
 class WeightsError(TrunklineError, RuntimeError):

@@ -51,6 +51,9 @@ class Preprocessing:
         std: as ``mean``; positive.
         value_range: "0..1" divides the 8-bit values by 255 first, "0..255" does not.
         channel_order: "RGB" or "BGR", the order of the tensor's channels.
+        pad_to_multiple: N pads at the right and the bottom with black, after resize and crop, so
+            that height and width are multiples of N; None does not pad. Without resize and crop
+            this is what a detector takes.
 
     Raises:
         ConfigError: a field is outside what is said above.
@@ -63,6 +66,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     value_range: Literal["0..1", "0..255"]
     channel_order: Literal["RGB", "BGR"]
+    pad_to_multiple: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.resize is None or is_positive_int(self.resize) or _is_size(self.resize)):
@@ -73,6 +77,11 @@ class Preprocessing:
         if not (self.crop is None or _is_size(self.crop)):
             raise ConfigError(
                 f"crop={self.crop!r} is no size; use a pair (H, W) of positive integers, or None."
+            )
+        if not (self.pad_to_multiple is None or is_positive_int(self.pad_to_multiple)):
+            raise ConfigError(
+                f"pad_to_multiple={self.pad_to_multiple!r} is no multiple; use a positive integer "
+                "such as 32, or None (no padding)."
             )
         for field, allowed in (
             ("interpolation", INTERPOLATIONS),
@@ -111,16 +120,18 @@ class Preprocessing:
         """Build from what ``to_dict`` wrote.
 
         Args:
-            fields: one entry per field of this class; lists count as tuples.
+            fields: one entry per field of this class; lists count as tuples. Older versions wrote
+                no ``pad_to_multiple``: without it there is no padding.
 
         Raises:
             ConfigError: a field is missing, unknown, or has a value that is not allowed.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
+        unknown, missing = set(fields) - known, known - set(fields) - {"pad_to_multiple"}
+        if unknown or missing:
             raise ConfigError(
-                f"preprocessing has unknown fields {sorted(set(fields) - known)} and lacks "
-                f"{sorted(known - set(fields))}; give exactly {', '.join(sorted(known))}."
+                f"preprocessing has unknown fields {sorted(unknown)} and lacks "
+                f"{sorted(missing)}; give exactly {', '.join(sorted(known))}."
             )
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
@@ -144,6 +155,7 @@ class Preprocessing:
             size: N gives N×N and keeps the kind: a warp stays a warp, a crop keeps its ratio to
                 the resize (256 to 224 becomes 512 to 448). (H, W) warps the whole picture to
                 exactly H×W. None keeps the picture's own size: no resize, no crop.
+                ``pad_to_multiple`` stays with None, and is dropped with a size, which is exact.
 
         Raises:
             ConfigError: ``size`` is not a positive integer, a pair of them, or None.
@@ -151,20 +163,20 @@ class Preprocessing:
         if size is None:
             return dataclasses.replace(self, resize=None, crop=None)
         if isinstance(size, tuple):
-            return dataclasses.replace(self, resize=size, crop=None)
+            return dataclasses.replace(self, resize=size, crop=None, pad_to_multiple=None)
         if not is_positive_int(size):
             raise ConfigError(
                 f"size={size!r} is no size; use a positive integer, a pair (H, W), or None."
             )
         if isinstance(self.resize, tuple):
-            return dataclasses.replace(self, resize=(size, size), crop=None)
+            return self.with_size((size, size))
         shorter = size
         if self.resize is not None and self.crop is not None:
             shorter = max(1, self.resize * size // min(self.crop))
-        return dataclasses.replace(self, resize=shorter, crop=(size, size))
+        return dataclasses.replace(self, resize=shorter, crop=(size, size), pad_to_multiple=None)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (H, W) of an H×W picture after the resize and before the crop."""
+        """Return the (H, W) of an H×W picture after the resize and before crop and padding."""
         if self.resize is None:
             return height, width
         if isinstance(self.resize, tuple):
@@ -175,7 +187,9 @@ class Preprocessing:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (H, W) of the tensor that an H×W picture becomes, without making it."""
-        return self.resized_size(height, width) if self.crop is None else self.crop
+        height, width = self.resized_size(height, width) if self.crop is None else self.crop
+        multiple = self.pad_to_multiple or 1
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
     def describe(self) -> str:
         """Return one line for people: what happens to a picture, in order."""
@@ -187,6 +201,8 @@ class Preprocessing:
             steps = [f"shorter side {self.resize} ({self.interpolation})"]
         if self.crop is not None:
             steps.append(f"centre crop {self.crop[0]}x{self.crop[1]}")
+        if self.pad_to_multiple is not None:
+            steps.append(f"padded to multiples of {self.pad_to_multiple}")
         return ", ".join([*steps, f"{self.channel_order} in {self.value_range}"])
 
 

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from trunkline.cli import bench, classify, convert, deploy, export, features, info, listing, weights
+from trunkline.cli import (
+    bench,
+    classify,
+    convert,
+    deploy,
+    export,
+    extract,
+    features,
+    info,
+    listing,
+    weights,
+)
 from trunkline.cli.output import one_line
 from trunkline.errors import TrunklineError
 
@@ -41,6 +52,7 @@ app.command("convert")(convert.convert_command)
 app.command("export")(export.export_command)
 app.command("deploy")(deploy.deploy_command)
 app.command("bench")(bench.bench_command)
+app.add_typer(extract.app, name="extract")
 app.add_typer(weights.app, name="weights")
 
 

@@ -63,7 +63,7 @@ class _Plan:
         if self.spec.input_shape is not None:
             return self.spec.input_shape
         stated = self.spec.preprocessing
-        return (1, *stated.crop) if stated is not None and stated.crop else _USUAL
+        return (1, *stated.output_size(*stated.crop)) if stated and stated.crop else _USUAL
 
 
 def deploy(

@@ -11,12 +11,20 @@ from trunkline.runtimes.telemetry import unreported
 
 # Module → the extra of pyproject.toml that brings it.
 EXTRAS = {
+    "fsspec": "extract",
     "matplotlib": "bench",
     "nncf": "quantize",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",
+    "pebble": "extract",
     "psutil": "bench",
+    "pyarrow": "extract",
+    "pyarrow.dataset": "extract",
+    "pyarrow.parquet": "extract",
+    "ray": "ray",
+    "ray.data": "ray",
+    "zarr": "extract",
 }
 
 

@@ -1,0 +1,385 @@
+"""``trunkline extract``: the features of many images, in a store that any run can go on with."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from trunkline.cli.extract_stores import merge_command, stats_command, verify_command
+from trunkline.cli.features import parse_levels, parse_size
+from trunkline.cli.loaded import (
+    AgreeOption,
+    SeedOption,
+    WeightsOption,
+    build_network,
+    print_report,
+    warn_of_random,
+)
+from trunkline.cli.output import one_line, print_json
+from trunkline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trunkline.backbones.backbone import Backbone
+    from trunkline.extraction.extracting import ExtractReport, Progress
+    from trunkline.preprocessing import Preprocessing
+    from trunkline.runtimes.runner import Runner
+
+_LINE_SECONDS = 60  # between lines of progress where nobody watches a bar
+_SHARD = re.compile(r"(\d+)/(\d+)")
+
+
+class _Extract(TyperGroup):
+    """``extract SRC OUT`` is ``extract run SRC OUT``; a folder ``verify`` is ``./verify``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Extract, help="Compute the features of many images, and keep them.", no_args_is_help=False
+)
+app.command("verify")(verify_command)
+app.command("stats")(stats_command)
+app.command("merge")(merge_command)
+
+
+@app.command("run")
+def run_command(  # one parameter per flag
+    src: Annotated[
+        str,
+        typer.Argument(help="Folder, glob, .txt list, .parquet, .tar, or a URL of any of them."),
+    ],
+    out: Annotated[
+        str, typer.Argument(help="NAME.parquet (vectors) or NAME.zarr (maps).", metavar="OUT")
+    ],
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME|DIR", help="A backbone, or a runner that deploy saved.")
+    ],
+    weights: WeightsOption = "none",
+    seed: SeedOption = 0,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INDEX...",
+            help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32. Default: all.",
+        ),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            metavar="avg|max|gem|none", help="From maps to vectors. Default: none for .zarr."
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Give every vector length 1.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float16", help="Default: float16 for .zarr, else float32."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(metavar="clip-retrieval", help="One level as .npy files with tables."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N|HxW|original", help="Of images. Default: what the weights expect."),
+    ] = None,
+    pad: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Pad H and W with black to multiples of N."),
+    ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(metavar="exact|fast", help="fast reads large JPEGs at reduced scale."),
+    ] = "exact",
+    max_pixels: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Larger images fail.")
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a .parquet source: paths or bytes.")
+    ] = None,
+    key_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a .parquet source: keys.")
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, onnxruntime, openvino, inductor or torch.")
+    ] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(metavar="fp32|bf16|int8", help="Of numbers.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of the network. Default: all cores.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Photos that int8 is fitted to. Default: SRC's first."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Default: by threads and memory.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that decode. Default: half the cores."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="An image that takes longer has failed.")
+    ] = 60.0,
+    shard_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Images of a shard, done whole or again.")
+    ] = 10_000,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N equal parts.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="local|ray", help="Here, or on workers of a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of the cluster. Default: start Ray.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="First try failed images again.")
+    ] = False,
+    max_errors: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="End when more images have failed.")
+    ] = None,
+    allow_noncommercial: AgreeOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Compute the features of every image in SRC and keep them in OUT.
+
+    The same command goes on where an earlier one ended. An image that cannot be read becomes a row
+    that says why. See also: trunkline extract verify, stats, merge.
+    """
+    part = None if shard is None else parse_shard(shard)
+    return_idx = None if levels is None else parse_levels(levels)
+    from trunkline.extraction.extracting import extract  # when the verb runs
+
+    saved = _is_saved_runner(backbone)
+    network = (
+        _saved_runner(backbone, weights, threads)
+        if saved
+        else build_network(
+            backbone,
+            weights,
+            return_idx or (0, 1, 2, 3),
+            seed=seed,
+            allow_noncommercial=allow_noncommercial,
+        )
+    )
+    if not saved:
+        _say_of_weights(network, weights, seed)
+    with _signals() as stopping, _progress() as progress:
+        report = extract(
+            src,
+            out,
+            network,
+            levels=return_idx,
+            pool=pool,
+            normalize=normalize,
+            dtype=_dtype(dtype),
+            layout=layout,
+            preprocessing=_preprocessing(network, size, pad),
+            decode=_decode(decode),
+            **({} if max_pixels is None else {"max_pixels": max_pixels}),
+            column=column,
+            key_column=key_column,
+            runtime=runtime,
+            precision=precision,
+            threads=threads,
+            calibration=calibration,
+            batch_size=batch_size,
+            workers=workers,
+            timeout_seconds=timeout,
+            shard_size=shard_size,
+            shard=part,
+            retry_failed=retry_failed,
+            max_errors=max_errors,
+            engine=engine,
+            ray_address=ray_address,
+            progress=progress,
+            stopping=stopping.event,
+        )
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print_summary(report)
+    if report.stopped and not report.complete:
+        raise typer.Exit(128 + stopping.number)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (i, n) of a text such as ``0/4``.
+
+    Raises:
+        ConfigError: It has another form, or i is not below n.
+    """
+    match = _SHARD.fullmatch(text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if part >= parts:
+        raise ConfigError(
+            f"--shard got {text!r}; give I/N with I from 0 to N-1, such as 0/4 to 3/4 on four "
+            "machines."
+        )
+    return part, parts
+
+
+def _dtype(text: str | None) -> Any:  # extract says what is allowed
+    return text
+
+
+def _decode(text: str) -> Any:  # as for the dtype
+    return text
+
+
+def _is_saved_runner(backbone: str) -> bool:
+    return Path(backbone, "runner.json").is_file()
+
+
+def _saved_runner(folder: str, weights: str, threads: int | None) -> Runner:
+    if weights != "none":
+        raise ConfigError(
+            f"--backbone {folder} is a saved runner, which has its weights, and --weights is "
+            f"{weights}; leave --weights out."
+        )
+    from trunkline.runtimes.saving import load_runner
+
+    return load_runner(folder, threads=threads)
+
+
+def _say_of_weights(network: Any, weights: str, seed: int) -> None:
+    if weights == "none":
+        warn_of_random(seed, on_stderr=True)
+    elif network.load_report is not None and sys.stderr.isatty():
+        print_report(network.load_report)
+
+
+def _preprocessing(
+    network: Backbone | Runner, size: str | None, pad: int | None
+) -> Preprocessing | None:
+    """Return what the weights expect with another size, None where nothing was asked for."""
+    if size is None and pad is None:
+        return None
+    import dataclasses
+
+    from trunkline.preprocessing import IMAGENET
+
+    chosen = network.preprocessing or IMAGENET
+    if size is not None:
+        chosen = chosen.with_size(parse_size(size))
+    return dataclasses.replace(chosen, pad_to_multiple=pad) if pad is not None else chosen
+
+
+class _Stopping:
+    """Whether a signal came, and which."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.number = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.event.is_set():  # the second one means now
+            raise KeyboardInterrupt
+        self.number = number
+        self.event.set()
+        typer.echo("Stopping after this batch; once more ends it at once.", err=True)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stopping]:
+    """Turn SIGINT and SIGTERM into a wish to stop."""
+    stopping = _Stopping()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping  # Python delivers signals to the main thread alone
+        return
+    before = {number: signal.signal(number, stopping) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """Show a bar, or a line a minute where nobody is looking."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.fields[speed]}"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[failed]}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True)) as display:
+        task = display.add_task("images", total=None, speed="", failed="")
+
+        def show(now: Progress) -> None:
+            display.update(
+                task,
+                completed=now.before + now.images,
+                total=now.total if now.listed else None,
+                speed=f"{now.images / now.seconds:.1f} images/s",
+                failed=f"{now.failed} failed" if now.failed else "",
+            )
+
+        yield show
+
+
+class _Lines:
+    """Progress for a log."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, now: Progress) -> None:
+        if time.monotonic() - self._last < _LINE_SECONDS:
+            return
+        self._last = time.monotonic()
+        done, speed = now.before + now.images, now.images / now.seconds
+        total = f"{now.total}" if now.listed else f"{now.total} or more"
+        left = f", {(now.total - done) / speed / 60:.0f} min left" if now.listed and speed else ""
+        typer.echo(
+            f"{done} of {total} images, {speed:.1f} images/s, {now.failed} failed{left}", err=True
+        )
+
+
+def _print_summary(report: ExtractReport) -> None:
+    typer.echo(f"store     {one_line(report.out)}")
+    typer.echo(f"backbone  {report.backbone}, {report.runtime}, {report.precision}")
+    typer.echo(f"levels    {', '.join(report.levels)}")
+    typer.echo(
+        f"images    {report.images} in {report.seconds:.1f} s ({report.images_per_second:.1f} "
+        f"images/s), {report.failed} failed"
+    )
+    typer.echo(
+        f"shards    {report.shards} finished, {report.shards_before} were before, "
+        f"{report.shards_missing} missing"
+    )
+    if report.failed:
+        typer.echo(
+            "\nFailed images are rows with status 'failed' and the reason; "
+            "the same command with --retry-failed tries them again."
+        )
+    if report.stopped and not report.complete:
+        typer.echo("\nStopped. Finished shards are kept; the same command goes on with the rest.")
+    elif report.shards_missing:
+        typer.echo("\nOther runs work on the missing shards, or other parts of --shard have them.")

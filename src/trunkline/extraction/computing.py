@@ -1,0 +1,96 @@
+"""From pixels to the numbers of a store: the runner, then pooling."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trunkline.extraction.pipeline import Seconds
+from trunkline.extraction.pooling import Pool, pooled
+from trunkline.extraction.records import Schema
+from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.runtimes.runner import Runner
+
+
+class Computing:
+    """Calls a runner and pools its maps.
+
+    Args:
+        runner: Takes pixels, or normalised images.
+        preprocessing: How a runner of the latter kind wants them.
+        positions: Which of its maps are kept, one for each column of the schema.
+        pool: See ``pooling``.
+        normalize: Whether vectors get length 1.
+        schema: Of the store.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        preprocessing: Preprocessing,
+        positions: Sequence[int],
+        *,
+        pool: Pool,
+        normalize: bool,
+        schema: Schema,
+    ) -> None:
+        self._runner = runner
+        self._preprocessing = preprocessing
+        self._positions = positions
+        self._pool = pool
+        self._normalize = normalize
+        self._schema = schema
+
+    def __call__(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+        """Compute a batch.
+
+        Args:
+            pixels: (N, H, W, 3) uint8 RGB.
+            seconds: Gets what was spent.
+
+        Returns:
+            Column's name → (N, *shape) in the store's dtype.
+        """
+        began = time.perf_counter()
+        images: NDArray[Any] = pixels
+        if not self._runner.preprocess:
+            images = normalised(pixels, self._preprocessing)
+        maps = self._runner(images)
+        computed = time.perf_counter()
+        values = {
+            column.name: pooled(maps[position], self._pool, normalize=self._normalize).astype(
+                self._schema.numpy_dtype, copy=False
+            )
+            for column, position in zip(self._schema.columns, self._positions, strict=True)
+        }
+        seconds.compute += computed - began
+        seconds.pool += time.perf_counter() - computed
+        return values
+
+
+def normalised(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing = IMAGENET
+) -> NDArray[np.float32]:
+    """Return the same numbers as ``trunkline.images.preprocess``, for a batch and without PyTorch.
+
+    Args:
+        pixels: (N, H, W, 3) uint8 RGB.
+        preprocessing: Its numbers are used.
+
+    Returns:
+        (N, 3, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
+    """
+    values = np.moveaxis(pixels, -1, 1)  # (N, 3, H, W)
+    if preprocessing.channel_order == "BGR":
+        values = values[:, ::-1]
+    numbers = np.ascontiguousarray(values, np.float32)
+    if preprocessing.value_range == "0..1":
+        numbers /= np.float32(255)
+    shape = (3, 1, 1)
+    numbers -= np.array(preprocessing.mean, np.float32).reshape(shape)
+    numbers /= np.array(preprocessing.std, np.float32).reshape(shape)
+    return numbers

@@ -1,0 +1,137 @@
+"""Files that outlive a crash: written aside under a name that tells whose, synced, renamed.
+
+A rename within one file system is the only step that others see, and it comes after the bytes are
+on the disk. What a dead process left aside is known by its name and can be removed by any other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trunkline.errors import OutputError
+
+# Two processes of the same number on one host (a container's first is always 1) still differ.
+_RUN = secrets.token_hex(4)
+_ASIDE = re.compile(r"(?P<name>.+)~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<run>[0-9a-f]{8})")
+
+
+def aside(scratch: Path, name: str) -> Path:
+    """Return where this process writes a file that shall be called ``name``.
+
+    Args:
+        scratch: A folder on the file system of the target.
+        name: Of the finished file, without folders.
+
+    Returns:
+        ``scratch/name~host~pid~run``.
+    """
+    return scratch / f"{name}~{_host()}~{os.getpid()}~{_RUN}"
+
+
+def remove_leftovers(scratch: Path) -> None:
+    """Remove what processes of this host that have ended left in ``scratch``.
+
+    Args:
+        scratch: The folder given to ``aside``; it may be missing. What processes of other hosts
+            wrote stays: nobody here can tell whether they live.
+
+    Raises:
+        OutputError: The disk refused it.
+    """
+    with writing(scratch):
+        for path in sorted(scratch.iterdir()) if scratch.is_dir() else ():
+            parts = _ASIDE.fullmatch(path.name)
+            if parts and parts["host"] == _host() and not _lives(int(parts["pid"]), parts["run"]):
+                remove(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk.
+
+    Args:
+        path: An existing file or folder. Windows has no such call for folders: skipped there.
+
+    Raises:
+        OSError: The disk refused them.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    # Windows syncs only what is open for writing.
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(written: Path, target: Path) -> None:
+    """Sync a file, rename it to what it shall be called, and sync the folder.
+
+    Args:
+        written: A complete file on the file system of ``target``.
+        target: A file of that name is replaced.
+
+    Raises:
+        OSError: The disk refused it; ``target`` is as it was, or is the whole new file.
+    """
+    sync(written)
+    written.replace(target)
+    sync(target.parent)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what a disk refuses into this library's error.
+
+    Args:
+        target: What the text says cannot be written.
+
+    Raises:
+        OutputError: The block raised an OSError: a full disk, a read-only folder, …
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{target} cannot be written: {error.strerror or error}; make room or set its "
+            "permissions and run the same command again, which keeps all that is finished, "
+            "or choose another place."
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    with suppress(FileNotFoundError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _host() -> str:
+    """Return this machine's name as part of a file's name."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())
+
+
+def _lives(pid: int, run: str) -> bool:
+    """Say whether a process of this host that called itself ``run`` may still be at work."""
+    if pid == os.getpid():
+        return run == _RUN
+    if os.name == "nt":  # there, the question below would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True

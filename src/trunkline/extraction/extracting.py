@@ -1,0 +1,431 @@
+"""Features of many images in a store: resumable, in bounded memory, never ended by one image."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trunkline.errors import ConfigError, TrunklineError
+from trunkline.extraction.decoding import Decoding
+from trunkline.extraction.formats import format_of
+from trunkline.extraction.jobs import Asked, open_job, preprocessing_for
+from trunkline.extraction.plan import Plan
+from trunkline.extraction.pooling import check_pool
+from trunkline.extraction.records import Dtype
+from trunkline.extraction.session import Session, Tally
+from trunkline.extraction.sources import source_of
+from trunkline.extraction.store import Store
+from trunkline.images import MAX_PIXELS
+from trunkline.photos import DECODES, Decode
+from trunkline.preprocessing import Preprocessing, is_positive_int
+from trunkline.runtimes.processor import processor
+from trunkline.runtimes.runner import Runner
+
+if TYPE_CHECKING:
+    from trunkline.backbones.backbone import Backbone
+
+SHARD_SIZE = 10_000
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far an extraction is.
+
+    Attributes:
+        images: Rows that this run has computed.
+        failed: Those of them that failed.
+        before: Rows of shards that were finished before.
+        total: Rows of the store, as far as the source has been listed.
+        listed: Whether the source has been listed to its end.
+        seconds: Since the run began.
+    """
+
+    images: int
+    failed: int
+    before: int
+    total: int
+    listed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractReport:
+    """What a run did.
+
+    Attributes:
+        out: The store.
+        images: Rows that this run computed.
+        failed: Those of them that failed; the reasons are in their rows.
+        shards: That this run finished.
+        shards_before: That were finished before it.
+        shards_missing: That are not finished now: another run has them, or this one was stopped.
+        complete: Whether the store has every image of the source.
+        stopped: Whether the run was told to stop.
+        seconds: From begin to end.
+        images_per_second: Of this run.
+        first_seconds: From its begin to the first numbers, None where nothing was computed.
+        stages: Seconds by stage, see ``pipeline.Seconds``; empty for Ray.
+        backbone: Variant.
+        runtime: Engine that computed.
+        precision: Of the engine.
+        batch_size: Images of a batch.
+        levels: Columns of the store.
+    """
+
+    out: str
+    images: int
+    failed: int
+    shards: int
+    shards_before: int
+    shards_missing: int
+    complete: bool
+    stopped: bool
+    seconds: float
+    images_per_second: float
+    first_seconds: float | None
+    stages: dict[str, float]
+    backbone: str | None
+    runtime: str
+    precision: str
+    batch_size: int
+    levels: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        return asdict(self)
+
+
+def extract(  # every option of a job is a keyword of its own, typed and documented here
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    backbone: Backbone | Runner,
+    *,
+    levels: tuple[int, ...] | None = None,
+    pool: str | None = None,
+    normalize: bool = False,
+    dtype: Dtype | None = None,
+    layout: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    decode: Decode = "exact",
+    max_pixels: int = MAX_PIXELS,
+    column: str | None = None,
+    key_column: str | None = None,
+    runtime: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    calibration: Any = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    timeout_seconds: float = 60.0,
+    shard_size: int = SHARD_SIZE,
+    shard: tuple[int, int] | None = None,
+    retry_failed: bool = False,
+    max_errors: int | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stopping: threading.Event | None = None,
+) -> ExtractReport:
+    """Compute the features of every image of a source and keep them in a store.
+
+    The same call goes on where an earlier one ended, however it ended: shards that are finished
+    stay, the others are computed. Several runs may work on one store at once; each takes shards
+    that no other has. An image that cannot be read becomes a row that says why.
+
+    Args:
+        src: Folder, glob, ``.txt`` list, Parquet file or folder, tar, or a URL of any of them; see
+            ``docs/sources.md``.
+        out: ``NAME.parquet`` (a row per image, vectors) or ``NAME.zarr`` (maps); of any other name
+            with a layout. Bookkeeping is kept beside it, in ``NAME.parquet.trunkline``.
+        backbone: With its weights; or a ``Runner``, which has runtime and precision already.
+        levels: Which maps: 0 to 3 are strides 4 to 32, in this order; None all that it returns.
+        pool: "avg", "max" or "gem" for vectors (C,), "none" for maps (C, h, w). Default: "none" for
+            ``.zarr``, "avg" otherwise.
+        normalize: Scale what belongs to one image and level to length 1 (L2).
+        dtype: "float32" or "float16". Default: "float16" for ``.zarr``, "float32" otherwise.
+        layout: "clip-retrieval" for one level as .npy files with tables beside them.
+        preprocessing: None takes what the weights expect.
+        decode: "fast" decodes large JPEGs at reduced scale; see ``docs/images.md``.
+        max_pixels: Larger images fail.
+        column: Of a Parquet source: paths or bytes. None finds it.
+        key_column: Of a Parquet source: keys. None takes paths or row numbers.
+        runtime: Engine, see ``deploy``.
+        precision: "fp32", "bf16" or "int8"; None for the runner's own, or "fp32".
+        threads: Of the network; None for all cores.
+        calibration: For "int8", see ``deploy``; None takes the first 300 images of the source.
+        batch_size: None chooses by threads and memory.
+        workers: Processes that decode; None for half the cores.
+        timeout_seconds: An image that takes longer to read and decode has failed.
+        shard_size: Images of a shard, which is computed whole or again.
+        shard: (i, n): only shards whose number leaves i when divided by n.
+        retry_failed: First try the failed images of finished shards again.
+        max_errors: End the run when more images than this have failed in it.
+        engine: "local", or "ray" for workers of a Ray cluster.
+        ray_address: Of the cluster; None starts Ray on this machine, or uses one that is connected.
+        progress: Called from time to time with how far it is.
+        stopping: Once set, the run ends within a batch; unfinished shards are given up.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigError: An option outside what is allowed.
+        SourceError: The source cannot be listed, or has no images.
+        StoreError: ``out`` belongs to another job, or is damaged.
+        OutputError: ``out`` cannot be written; finished shards stay.
+        TooManyFailuresError: More than ``max_errors`` images failed; finished shards stay.
+        NotInstalledError: ``pip install "trunkline[extract]"`` was not run.
+        DeploymentError: As ``deploy``.
+
+    Example:
+        >>> import tempfile
+        >>> from trunkline import create_backbone, extract
+        >>> backbone = create_backbone("resnet18", return_idx=(3,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = extract("examples", f"{folder}/f.parquet", backbone, runtime="torch")
+        >>> report.images, report.failed, report.levels
+        (3, 0, ('stage3_stride_32',))
+    """
+    began = time.perf_counter()
+    kind = format_of(out, layout)
+    maps = kind.name == "zarr"
+    source = source_of(src, column=column, key_column=key_column)
+    chosen = preprocessing_for(_checked_backbone(backbone), preprocessing)
+    given = backbone.precision if isinstance(backbone, Runner) else "fp32"
+    asked = Asked(
+        backbone=backbone,
+        source=source,
+        decoding=Decoding(
+            source=source, preprocessing=chosen, decode=decode, max_pixels=max_pixels
+        ),
+        levels=levels,
+        pool=check_pool(pool or ("none" if maps else "avg")),
+        normalize=normalize,
+        dtype=dtype or ("float16" if maps else "float32"),
+        runtime=runtime,
+        precision=precision or given,
+        batch_size=batch_size,
+        calibration=calibration,
+        shard_size=shard_size,
+        layout=layout,
+    )
+    _check_numbers(asked, workers, timeout_seconds, shard, max_errors, engine, threads)
+    run = _Run(
+        asked,
+        Store(Path(out).absolute()),
+        threads=threads,
+        workers=workers or max(1, processor().cores // 2),
+        timeout_seconds=timeout_seconds,
+        shard=shard or (0, 1),
+        max_errors=max_errors,
+        progress=progress,
+        stopping=stopping or threading.Event(),
+        began=began,
+    )
+    if engine == "ray":
+        return run.on_ray(ray_address, retry_failed=retry_failed)
+    return run.here(retry_failed=retry_failed)
+
+
+def _checked_backbone(backbone: object) -> Backbone | Runner:
+    if isinstance(backbone, Runner):
+        return backbone
+    from trunkline.runtimes.folding import check_backbone
+
+    check_backbone(backbone)
+    return backbone  # type: ignore[return-value]
+
+
+def _check_numbers(
+    asked: Asked,
+    workers: int | None,
+    timeout_seconds: float,
+    shard: tuple[int, int] | None,
+    max_errors: int | None,
+    engine: str,
+    threads: int | None,
+) -> None:
+    for name, value in (
+        ("batch_size", asked.batch_size),
+        ("shard_size", asked.shard_size),
+        ("workers", workers),
+        ("threads", threads),
+    ):
+        if value is not None and not is_positive_int(value):
+            raise ConfigError(f"{name}={value!r} must be a positive integer.")
+    if not timeout_seconds > 0:
+        raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
+    if asked.dtype not in ("float32", "float16"):
+        raise ConfigError(f"dtype={asked.dtype!r} is unknown; use float32 or float16.")
+    if asked.decoding.decode not in DECODES:
+        raise ConfigError(
+            f"decode={asked.decoding.decode!r} is unknown; use one of {', '.join(DECODES)}."
+        )
+    if engine not in ENGINES:
+        raise ConfigError(f"engine={engine!r} is unknown; use one of {', '.join(ENGINES)}.")
+    if max_errors is not None and max_errors < 0:
+        raise ConfigError(f"max_errors={max_errors!r} must be 0 or more, or None for any number.")
+    if shard is not None and not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
+        raise ConfigError(
+            f"shard={shard!r} must be (i, n) with i from 0 to n - 1: part i of n equal parts."
+        )
+
+
+class _Run:
+    """One call of ``extract``."""
+
+    def __init__(
+        self,
+        asked: Asked,
+        store: Store,
+        *,
+        threads: int | None,
+        workers: int,
+        timeout_seconds: float,
+        shard: tuple[int, int],
+        max_errors: int | None,
+        progress: Callable[[Progress], None] | None,
+        stopping: threading.Event,
+        began: float,
+    ) -> None:
+        self._asked = asked
+        self._store = store
+        self._threads = threads
+        self._workers = workers
+        self._timeout = timeout_seconds
+        self._shard = shard
+        self._max_errors = max_errors
+        self._progress = progress
+        self._stopping = stopping
+        self._began = began
+        self._before = 0
+
+    def here(self, *, retry_failed: bool) -> ExtractReport:
+        """Compute in this process and its workers."""
+        manifest, computing = open_job(self._asked, self._store, self._threads)
+        plan = self._store.plan(manifest)
+        before = self._done_before()
+        session = Session(
+            self._store,
+            manifest,
+            computing,
+            plan,
+            workers=self._workers,
+            timeout_seconds=self._timeout,
+            stopping=self._stopping,
+            max_errors=self._max_errors,
+            progress=lambda tally: self._tell(plan, tally),
+        )
+        lister = threading.Thread(target=self._list_ahead, args=(plan,), daemon=True)
+        lister.start()
+        try:
+            with session:
+                if retry_failed:
+                    session.retry(self._failed_shards())
+                session.compute(self._mine(plan))
+        finally:
+            self._listing_ended = True
+            lister.join()
+        return self._report(plan, session.tally, before)
+
+    def on_ray(self, address: str | None, *, retry_failed: bool) -> ExtractReport:
+        """Compute on a cluster."""
+        from trunkline.extraction.on_ray import compute_on_ray
+
+        manifest, _ = open_job(self._asked, self._store, self._threads)
+        self._store.format(manifest).create()
+        plan = self._store.plan(manifest)
+        before = self._done_before()
+        tally = compute_on_ray(
+            self._store,
+            self._mine(plan),
+            retry=self._failed_shards() if retry_failed else [],
+            address=address,
+            threads=self._threads,
+            workers=self._workers,
+            timeout_seconds=self._timeout,
+            max_errors=self._max_errors,
+            stopping=self._stopping,
+            progress=lambda tally: self._tell(plan, tally),
+        )
+        return self._report(plan, tally, before)
+
+    _listing_ended = False
+
+    def _list_ahead(self, plan: Plan) -> None:
+        """List the source to its end while it is being computed, so that the total is known."""
+        try:
+            while not (self._stopping.is_set() or self._listing_ended) and plan.extend():
+                pass
+        except TrunklineError:
+            return  # whoever computes meets the same error where it reaches that shard
+
+    def _mine(self, plan: Plan) -> Iterator[int]:
+        part, parts = self._shard
+        for number in plan.shards():
+            if self._stopping.is_set():
+                return
+            if number % parts == part:
+                yield number
+
+    def _failed_shards(self) -> list[int]:
+        part, parts = self._shard
+        return [
+            record.shard
+            for record in self._store.records()
+            if record.failed and record.shard % parts == part
+        ]
+
+    def _done_before(self) -> int:
+        done = [record.images for record in self._store.records()]
+        self._before = sum(done)
+        return len(done)
+
+    def _tell(self, plan: Plan, tally: Tally) -> None:
+        if self._progress is None:
+            return
+        counts = plan.counts()
+        self._progress(
+            Progress(
+                images=tally.images,
+                failed=tally.failed,
+                before=self._before,
+                total=counts.images,
+                listed=counts.complete,
+                seconds=time.perf_counter() - self._began,
+            )
+        )
+
+    def _report(self, plan: Plan, tally: Tally, before: int) -> ExtractReport:
+        manifest = self._store.manifest()
+        counts = plan.counts()
+        missing = sum(not self._store.is_done(number) for number in range(counts.shards))
+        complete = counts.complete and not missing
+        if complete:
+            self._store.format(manifest).finish(counts.images)
+        seconds = time.perf_counter() - self._began
+        return ExtractReport(
+            out=str(self._store.out),
+            images=tally.images,
+            failed=tally.failed,
+            shards=tally.shards,
+            shards_before=before,
+            shards_missing=missing,
+            complete=complete,
+            stopped=self._stopping.is_set(),
+            seconds=seconds,
+            images_per_second=tally.images / seconds,
+            first_seconds=tally.first_seconds,
+            stages={name: round(value, 3) for name, value in asdict(tally.seconds).items()},
+            backbone=self._asked.backbone.variant,
+            runtime=manifest.job["runtime"],
+            precision=manifest.job["precision"],
+            batch_size=manifest.job["batch_size"],
+            levels=tuple(one.name for one in manifest.schema.columns),
+        )

@@ -1,0 +1,368 @@
+"""What an extraction computes: from what was asked for to a store's manifest and its runner.
+
+A store belongs to one job. Its fingerprint is everything that decides a number: the network's
+tensors and structure, engine, precision and batch size, the preprocessing, levels, pooling, dtype,
+and the versions of what decodes and computes. Whoever goes on with a store must bring the same;
+what a run leaves to be chosen ("auto", no batch size) the store has chosen already.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import trunkline
+from trunkline.backbones.levels import Level
+from trunkline.errors import ConfigError, ImageError, StoreError
+from trunkline.extraction.computing import Computing
+from trunkline.extraction.decoding import Decoding, decode_item
+from trunkline.extraction.pooling import Pool
+from trunkline.extraction.records import Column, Dtype, Schema
+from trunkline.extraction.sources import Source, list_items
+from trunkline.extraction.store import Manifest, Store, differences
+from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.runtimes.engine import versions_of
+from trunkline.runtimes.processor import processor
+from trunkline.runtimes.runner import Runner
+from trunkline.runtimes.saving import load_runner
+
+if TYPE_CHECKING:
+    from trunkline.backbones.backbone import Backbone
+
+_BATCH_BYTES = 512 << 20  # of the maps of one batch
+_IMAGES_PER_THREAD, _LARGEST_BATCH = 4, 64
+_CALIBRATION_IMAGES = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one call asked for.
+
+    Attributes:
+        backbone: Network or runner.
+        source: Where the images come from.
+        decoding: How they become pixels.
+        levels: Indices of stages, None for all that the backbone returns.
+        pool: See ``pooling``.
+        normalize: Whether vectors get length 1.
+        dtype: Of the numbers.
+        runtime: Engine, or "auto".
+        precision: Of the engine.
+        batch_size: Images of a batch, None to choose.
+        calibration: For int8; None takes images of the source.
+        shard_size: Images of a shard.
+        layout: See ``formats``.
+    """
+
+    backbone: Backbone | Runner
+    source: Source
+    decoding: Decoding
+    levels: tuple[int, ...] | None
+    pool: Pool
+    normalize: bool
+    dtype: Dtype
+    runtime: str
+    precision: str
+    batch_size: int | None
+    calibration: Any
+    shard_size: int
+    layout: str | None
+
+    @property
+    def returned(self) -> tuple[Level, ...]:
+        """Levels that the network returns."""
+        return self.backbone.returned_levels
+
+    @property
+    def kept(self) -> tuple[Level, ...]:
+        """Levels that go into the store, in the order asked for.
+
+        Raises:
+            ConfigError: The network does not return one of them, or one is asked for twice.
+        """
+        if self.levels is None:
+            return self.returned
+        by_name = {level.name: level for level in self.returned}
+        names = [f"stage{index + 4 if index < 0 else index}" for index in self.levels]
+        if not names or len({*names}) < len(names) or not {*names} <= {*by_name}:
+            raise ConfigError(
+                f"levels={self.levels} must be some of what the backbone returns, each once: "
+                f"{', '.join(by_name)}. Index i is stage i; build it with return_idx of those."
+            )
+        return tuple(by_name[name] for name in names)
+
+
+def preprocessing_for(
+    backbone: Backbone | Runner, preprocessing: Preprocessing | None
+) -> Preprocessing:
+    """Return how images are prepared: as given, or as the weights want them.
+
+    Raises:
+        ConfigError: A runner normalises inside, and the given numbers are others.
+    """
+    stated = backbone.preprocessing or IMAGENET
+    if preprocessing is None:
+        return stated
+    numbers = ("mean", "std", "value_range", "channel_order")
+    inside = isinstance(backbone, Runner) and backbone.preprocess
+    if inside and any(getattr(stated, one) != getattr(preprocessing, one) for one in numbers):
+        raise ConfigError(
+            "the runner normalises by itself (preprocess=True) and the given preprocessing has "
+            "another mean, std, value_range or channel_order; deploy it with preprocess=False, or "
+            "leave those as they are."
+        )
+    return preprocessing
+
+
+def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
+    """Return what the shards of a store hold.
+
+    Raises:
+        ConfigError: Maps of images whose sizes differ.
+    """
+    size = asked.decoding.size
+    if asked.pool == "none" and size is None:
+        raise ConfigError(
+            "maps of one array have one size, and these images keep sizes of their own; set a "
+            "size (size=, --size 224 or 480x640), or pool them into vectors."
+        )
+    columns = []
+    for level in asked.kept:
+        shape: tuple[int, ...] = (level.channels,)
+        if asked.pool == "none" and size is not None:
+            shape = (level.channels, *(-(-side // level.stride) for side in size))
+        columns.append(
+            Column(name=f"{level.name}_stride_{level.stride}", stride=level.stride, shape=shape)
+        )
+    return Schema(
+        columns=tuple(columns), dtype=asked.dtype, shard_size=asked.shard_size, made_by=job
+    )
+
+
+def job_of(asked: Asked, runtime: str | None, batch_size: int | None) -> dict[str, Any]:
+    """Return the fingerprint, with None where the call leaves it to the store."""
+    versions = {"trunkline": trunkline.__version__, "pillow": importlib.metadata.version("pillow")}
+    if runtime is not None:
+        versions.update(versions_of(runtime))
+    return {
+        "network": _network(asked.backbone),
+        "runtime": runtime,
+        "precision": asked.precision,
+        "batch_size": batch_size,
+        "images": asked.decoding.to_dict(),
+        "levels": [level.name for level in asked.kept],
+        "strides": [level.stride for level in asked.kept],
+        "pool": asked.pool,
+        "normalize": asked.normalize,
+        "dtype": asked.dtype,
+        "versions": versions,
+    }
+
+
+def _network(backbone: Backbone | Runner) -> dict[str, Any]:
+    if isinstance(backbone, Runner):
+        return {
+            "variant": backbone.variant,
+            "state_sha256": backbone.provenance["state_sha256"],
+            "structure": None,  # which a runner does not know in words
+        }
+    from trunkline.runtimes.provenance import state_digest
+
+    act = backbone.options.act
+    return {
+        "variant": backbone.variant,
+        "state_sha256": state_digest(backbone),
+        "structure": f"{backbone.architecture!r}, act={act if isinstance(act, str) else 'custom'}",
+    }
+
+
+def open_job(
+    asked: Asked, store: Store, threads: int | None
+) -> tuple[Manifest, Callable[[], Computing]]:
+    """Begin a store, or make sure that an old one is of this job.
+
+    Returns:
+        Its manifest, and what builds the runner: in the process that began the store it exists
+        already, elsewhere it is loaded.
+
+    Raises:
+        StoreError: The store is of another job.
+        ConfigError: The job cannot be: a format that cannot hold it, a runner for other sizes.
+    """
+    store.create_folders()
+    with store.setup_lock():
+        if store.begun:
+            manifest = store.manifest()
+            _check_same(asked, manifest, store)
+            return manifest, lambda: computing_of(store, manifest, threads)
+        runner, job = _built(asked, threads)
+        manifest = Manifest(
+            source=asked.source,
+            layout=asked.layout,
+            job=job,
+            schema=schema_of(asked, job),
+            machine=processor().describe(),
+        )
+        store.format(manifest)  # refuses what it cannot hold before anything is written
+        if store.runner_folder.exists():  # of a run that died before its manifest
+            shutil.rmtree(store.runner_folder)
+        runner.save(store.runner_folder)
+        store.write_manifest(manifest)
+    return manifest, lambda: _computing(runner, manifest)
+
+
+def computing_of(store: Store, manifest: Manifest, threads: int | None = None) -> Computing:
+    """Load the runner of a store.
+
+    Args:
+        store: That has one.
+        manifest: Of the store.
+        threads: That it may use; None for all cores.
+    """
+    engines = manifest.job["versions"]
+    own = threads or (processor().cores if "torch" not in engines else None)
+    return _computing(load_runner(store.runner_folder, threads=own), manifest)
+
+
+def _computing(runner: Runner, manifest: Manifest) -> Computing:
+    names = [level.name for level in runner.returned_levels]
+    job = manifest.job
+    return Computing(
+        runner,
+        Preprocessing.from_dict(job["images"]["preprocessing"]),
+        [names.index(name) for name in job["levels"]],
+        pool=job["pool"],
+        normalize=job["normalize"],
+        schema=manifest.schema,
+    )
+
+
+def _check_same(asked: Asked, manifest: Manifest, store: Store) -> None:
+    found = []
+    if asked.source != manifest.source:
+        found += differences(manifest.source.to_dict(), asked.source.to_dict(), "source ")
+    if asked.shard_size != manifest.schema.shard_size:
+        found.append(f"shard_size {manifest.schema.shard_size} there, {asked.shard_size} now")
+    if asked.layout != manifest.layout:
+        found.append(f"layout {manifest.layout} there, {asked.layout} now")
+    chosen = manifest.job["runtime"]
+    given = job_of(asked, chosen, asked.batch_size)
+    if isinstance(asked.backbone, Runner):
+        given["runtime"] = asked.backbone.runtime
+    elif asked.runtime != "auto":
+        given["runtime"] = asked.runtime
+    found += differences(manifest.job, given)
+    if found:
+        raise StoreError(
+            f"{store.out} belongs to another job: {'; '.join(found)}. Ask for the same, or "
+            "extract into a new place."
+        )
+
+
+def _built(asked: Asked, threads: int | None) -> tuple[Runner, dict[str, Any]]:
+    """Return the runner for a new store, and the job."""
+    backbone = asked.backbone
+    if isinstance(backbone, Runner):
+        batch_size = _batch_of_runner(backbone, asked)
+        return backbone, job_of(asked, backbone.runtime, batch_size)
+    from trunkline.runtimes.deployment import deploy
+
+    batch_size = asked.batch_size or _batch_size(asked, threads)
+    size = asked.decoding.size
+    calibration = asked.calibration
+    if asked.precision == "int8" and calibration is None:
+        calibration = _first_images(asked)
+    prepared = _with_preprocessing(backbone, asked.decoding.preprocessing)
+    runner = deploy(
+        prepared,
+        asked.runtime,
+        asked.precision,
+        None if size is None else (batch_size, *size),
+        True,
+        threads,
+        calibration,
+    )
+    return runner, job_of(asked, runner.runtime, batch_size)
+
+
+def _with_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> Backbone:
+    """Return the backbone with the preprocessing that is asked for; the caller's stays as it is."""
+    if backbone.preprocessing == preprocessing:
+        return backbone
+    import copy
+
+    same = copy.copy(backbone)  # shares every tensor
+    same.preprocessing = preprocessing
+    return same
+
+
+def _batch_of_runner(runner: Runner, asked: Asked) -> int:
+    size, shape = asked.decoding.size, runner.input_shape
+    if asked.runtime not in ("auto", runner.runtime) or asked.precision != runner.precision:
+        raise ConfigError(
+            f"the runner is {runner.runtime}, {runner.precision}; leave runtime and precision out, "
+            "or give the backbone itself."
+        )
+    if runner.in_channels != 3:
+        raise ConfigError(
+            f"the runner takes {runner.in_channels} channels, and images have 3; "
+            "extract needs a network for RGB images."
+        )
+    if shape is None:
+        return 1 if size is None else asked.batch_size or _batch_size(asked, runner.threads)
+    if size != shape[1:] or asked.batch_size not in (None, shape[0]):
+        images = "sizes of their own" if size is None else f"{size[0]}x{size[1]}"
+        raise ConfigError(
+            f"the runner takes batches of {shape[0]} images of {shape[1]}x{shape[2]}, and the "
+            f"images have {images}, batch_size={asked.batch_size}; deploy with "
+            "input_shape=None, or set the size that it takes."
+        )
+    return shape[0]
+
+
+def _batch_size(asked: Asked, threads: int | None) -> int:
+    """Choose: enough for every thread to have work, little enough for the memory.
+
+    Beyond a few images per thread a processor gains nothing: docs/extract.md has the figures.
+    """
+    size = asked.decoding.size
+    if size is None:
+        return 1
+    threads = threads or processor().cores
+    numbers = sum(
+        level.channels * math.prod(-(-side // level.stride) for side in size)
+        for level in asked.returned
+    )
+    fitting = max(1, _BATCH_BYTES // (4 * numbers))
+    wanted = min(_LARGEST_BATCH, _IMAGES_PER_THREAD * threads)
+    return wanted if fitting >= wanted else max(1, fitting // threads * threads)
+
+
+def _first_images(asked: Asked) -> NDArray[np.uint8]:
+    """Decode images of the source that int8 is fitted to."""
+    if asked.decoding.size is None:
+        raise ConfigError(
+            "int8 is fitted to images of one size, and these keep sizes of their own; set a size, "
+            "or give calibration images."
+        )
+    decoded = (
+        decode_item(asked.decoding, item)[1]
+        for item in islice(list_items(asked.source), 2 * _CALIBRATION_IMAGES)
+    )
+    found: Sequence[NDArray[np.uint8]] = list(
+        islice((one for one in decoded if one is not None), _CALIBRATION_IMAGES)
+    )
+    if not found:
+        raise ImageError(
+            f"none of the first {2 * _CALIBRATION_IMAGES} images of {asked.source.location} can be "
+            "read, and int8 is fitted to them; give calibration= a folder of photos."
+        )
+    return np.stack(found)

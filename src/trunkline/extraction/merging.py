@@ -1,0 +1,113 @@
+"""Several stores of one job become one: parts that were computed without a common disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from trunkline.errors import ConfigError, StoreError
+from trunkline.extraction.durable import writing
+from trunkline.extraction.plan import Plan
+from trunkline.extraction.store import Manifest, Store, differences
+
+
+def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> int:
+    """Copy the finished shards of several stores of one job into a new one.
+
+    They are parts of one listing: ``shard=(i, n)`` on machines without a common disk, each into a
+    store of its own. The result is the store that one machine would have written; where shards are
+    still missing, the same ``extract`` goes on with it.
+
+    Stores of different sources need no merging: their parts have the same columns, and readers of
+    Parquet take any number of folders.
+
+    Args:
+        stores: At least one, all of the same job.
+        out: A new place of the same kind.
+
+    Returns:
+        Rows in the new store.
+
+    Raises:
+        ConfigError: No store is given.
+        StoreError: One of them is none, or of another job or listing, or ``out`` exists.
+        OutputError: ``out`` cannot be written; give it again after removing what is there.
+    """
+    given = [Store(Path(one).absolute()) for one in stores]
+    target = Store(Path(out).absolute())
+    if not given:
+        raise ConfigError("merge got no store; give at least one, and the place for the result.")
+    if target.out.exists() or target.home.exists():
+        raise StoreError(
+            f"{target.out} exists already; give a new place, or remove that one first."
+        )
+    manifests = [store.manifest() for store in given]
+    for store, manifest in zip(given, manifests, strict=True):
+        _check_same(given[0], manifests[0], store, manifest)
+    plans = [
+        Plan(store.plan_folder, manifest.source, manifest.schema.shard_size)
+        for store, manifest in zip(given, manifests, strict=True)
+    ]
+    longest = max(range(len(plans)), key=lambda number: plans[number].counts().shards)
+    _check_listings(given, plans, longest)
+    target.create_folders()
+    with writing(target.out):
+        shutil.copytree(given[longest].plan_folder, target.plan_folder, dirs_exist_ok=True)
+        shutil.copytree(given[0].runner_folder, target.runner_folder)
+    target.write_manifest(manifests[0])
+    rows = sum(_copy(store, target, manifests[0]) for store in given)
+    counts = plans[longest].counts()
+    if counts.complete and all(target.is_done(number) for number in range(counts.shards)):
+        target.format(manifests[0]).finish(counts.images)
+    return rows
+
+
+def _check_same(first: Store, wanted: Manifest, store: Store, manifest: Manifest) -> None:
+    found = differences(wanted.job, manifest.job)
+    found += differences(wanted.source.to_dict(), manifest.source.to_dict(), "source ")
+    for name, one, other in (
+        ("layout", wanted.layout, manifest.layout),
+        ("shard_size", wanted.schema.shard_size, manifest.schema.shard_size),
+        ("format", first.out.suffix, store.out.suffix),
+    ):
+        if one != other:
+            found.append(f"{name} {one} there, {other} here")
+    if found:
+        raise StoreError(
+            f"{store.out} is not of the same job as {first.out}: {'; '.join(found)}. Merge stores "
+            "that one command wrote, with different parts of --shard."
+        )
+
+
+def _check_listings(stores: Sequence[Store], plans: Sequence[Plan], longest: int) -> None:
+    """Make sure that a shard's number means the same images in every store."""
+    for store, plan in zip(stores, plans, strict=True):
+        for record in store.records():
+            if plan.items(record.shard) != plans[longest].items(record.shard):
+                raise StoreError(
+                    f"shard {record.shard} of {store.out} has other images than that of "
+                    f"{stores[longest].out}: the source changed between the runs. Extract one of "
+                    "them again from the same source."
+                )
+
+
+def _copy(store: Store, target: Store, manifest: Manifest) -> int:
+    """Write the finished shards of a store into another that does not have them."""
+    reader, form = store.format(manifest), target.format(manifest)
+    form.create()
+    rows = 0
+    for record in store.records():
+        if target.is_done(record.shard):
+            continue
+        writer = form.writer(record.shard)
+        try:
+            for block in reader.blocks(record.shard):
+                writer.append(block)
+            files = writer.commit()
+        finally:
+            writer.discard()
+        target.write_record(type(record)(**{**vars(record), "files": files}))
+        rows += record.images
+    return rows

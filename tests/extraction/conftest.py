@@ -1,0 +1,26 @@
+"""What tests of extraction share: a folder of tiny photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOS = ("a/1.jpg", "a/2.JPEG", "b.jpg", "c/d/3.jpg", "e.jpg")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five JPEGs of 8 to 12 by 8 pixels, in folders, beside what is no image."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    for number, name in enumerate(PHOTOS):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = random.integers(0, 256, (8, 8 + number, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path, "JPEG", quality=90)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.jpg").write_bytes(b"left by another program")
+    return folder
