@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 
-.PHONY: demo test check fix parity bench bench-loading bench-peers goldens clean help
+.PHONY: demo test check fix parity bench bench-loading bench-peers bench-extract goldens clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ bench-loading: $(PEERS)/.ready  ## time and memory of loading a file, against ti
 bench-peers: $(PEERS)/.ready  ## deployed speed against timm and hand-made engines: docs/benchmarks.md
 	$(PEERS)/bin/python benchmarks/deploy.py --write docs/benchmarks.md
 	$(PEERS)/bin/python benchmarks/startup.py --write docs/benchmarks.md
+
+bench-extract: $(PEERS)/.ready  ## images per second of extract, against timm with a DataLoader
+	$(PEERS)/bin/python benchmarks/extract.py --write docs/extract-benchmarks.md
 
 clean:  ## remove both environments and what the demo wrote
 	rm -rf $(VENV) $(PEERS) demo

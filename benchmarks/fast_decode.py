@@ -8,13 +8,13 @@ pixel and channel, so that there is something at the finest scale that reducing 
 as JPEG of quality 90 with 4:2:0 chroma, as cameras do. Each is decoded from memory and resized as
 ``IMAGENET`` says (shorter side 256, bilinear, centre crop 224×224).
 
-Time is processor time of one thread, the least of several turns in which both ways alternate: other
-programs on the machine count little. What differs is
-measured against exact decoding: PSNR of the 224×224 pixels, and per level of a resnet50 the cosine
-and the relative difference |a - b| / |b| of the averages over each map. The weights are random,
-from a seed: trained ones may react more or less. The last two rows are there for comparison, both
-decoded exactly: what another choice of the same kind changes (bicubic instead of bilinear), and how
-far the two most alike of the photos are from each other.
+Time is processor time of one thread, the least of several turns in which both ways alternate, so
+that other programs count little. What differs is measured against exact decoding: PSNR of the
+224×224 pixels, and per level of a resnet50 the cosine and the relative difference |a - b| / |b| of
+the averages over each map; of three photos the median time and the worst difference. The weights
+are random, from a seed: trained ones may react more or less. The last two rows are for comparison,
+both decoded exactly: what another choice of the same kind changes (bicubic instead of bilinear),
+and how far the two most alike of the photos are from each other.
 """
 
 from __future__ import annotations

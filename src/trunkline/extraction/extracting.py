@@ -319,6 +319,7 @@ class _Run:
             workers=self._workers,
             timeout_seconds=self._timeout,
             stopping=self._stopping,
+            began=self._began,
             max_errors=self._max_errors,
             progress=lambda tally: self._tell(plan, tally),
         )

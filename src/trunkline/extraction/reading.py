@@ -25,10 +25,8 @@ from trunkline.extraction.locations import (
 )
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import Source
+from trunkline.images import MAX_BYTES
 from trunkline.runtimes.optional import require
-
-MAX_BYTES = 1 << 30
-"""Largest file that is read as one image."""
 
 OPEN_TARS = 16
 OPEN_TABLES = 4
@@ -54,7 +52,7 @@ def read_bytes(source: Source, item: Item) -> bytes:
         item: Which one.
 
     Returns:
-        At least one byte and at most ``MAX_BYTES``.
+        At least one byte and at most ``trunkline.images.MAX_BYTES``.
 
     Raises:
         ImageError: It has vanished, may not be read, is empty, too large, cut short, no regular

@@ -96,6 +96,7 @@ class Session:
         workers: Processes that decode.
         timeout_seconds: For one image.
         stopping: Once set, the session ends without finishing what it has begun.
+        began: When the run did, on the clock of ``time.perf_counter``; None for now.
         max_errors: More failed images than this end the session; None for any number.
         progress: Is told after every block.
     """
@@ -110,6 +111,7 @@ class Session:
         workers: int,
         timeout_seconds: float,
         stopping: threading.Event,
+        began: float | None = None,
         max_errors: int | None = None,
         progress: Callable[[Tally], None] | None = None,
     ) -> None:
@@ -121,7 +123,7 @@ class Session:
         self._max_errors = max_errors
         self._progress = progress
         self._format = store.format(manifest)
-        self._began = time.perf_counter()
+        self._began = time.perf_counter() if began is None else began
         self.plan = plan
         self.tally = Tally()
         batch_size = manifest.job["batch_size"]
