@@ -394,7 +394,7 @@ class _Run:
         counts = plan.counts()
         self._progress(
             Progress(
-                images=tally.images,
+                images=tally.images + tally.under_way,
                 failed=tally.failed,
                 before=self._before,
                 total=counts.images,

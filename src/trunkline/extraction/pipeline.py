@@ -101,10 +101,11 @@ class Pipeline:
 
     Args:
         decoders: The workers, started.
-        compute: Runner and pooling, see ``Compute``; asked for when the first pixels are there.
+        compute: Runner and pooling: pixels (N, H, W, 3) uint8 → column's name → (N, *shape).
         schema: Of the store.
         block_size: Images of a block.
         stopping: Once set, nothing new is begun and ``run`` ends after what it has in hand.
+        on_batch: Is told after every batch how many images of the block are done.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Pipeline:
         *,
         block_size: int,
         stopping: threading.Event,
+        on_batch: Callable[[int], None],
     ) -> None:
         self._decoders = decoders
         self._compute = compute
         self._schema = schema
         self._block_size = block_size
         self._stopping = stopping
+        self._on_batch = on_batch
 
     def run(self, work: Iterable[Work]) -> Generator[Finished, None, None]:
         """Compute shards, one after the other.
@@ -142,8 +145,10 @@ class Pipeline:
                     return
                 cut, batch = under_way.popleft()
                 self._take(batch, block)
+                self._on_batch(len(block.rows))
                 if cut.ends_block:
-                    self._try_again(block)
+                    if not self._try_again(block):
+                        return
                     yield Finished(cut.shard, self._closed(block), cut.ends_shard, block.seconds)
                     block = _Open()
         finally:
@@ -184,12 +189,13 @@ class Pipeline:
                 values[name][ok] = computed[ok]
         return decoded, values
 
-    def _try_again(self, block: _Open) -> None:
+    def _try_again(self, block: _Open) -> bool:
+        """Decode and compute what failed once more; return False where that was broken off."""
         failed = [number for number, row in enumerate(block.rows) if row.status == "failed"]
         joined = self._joined(block)
         for start in range(0, len(failed), self._decoders.batch_size):
             if self._stopping.is_set():
-                return
+                return False
             numbers = failed[start : start + self._decoders.batch_size]
             batch = self._decoders.submit([block.items[number] for number in numbers])
             try:
@@ -201,6 +207,7 @@ class Pipeline:
             for name, array in values.items():
                 joined[name][numbers] = array
         block.values = [joined]
+        return True
 
     def _joined(self, block: _Open) -> dict[str, NDArray[Any]]:
         names = [one.name for one in self._schema.columns]

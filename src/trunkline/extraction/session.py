@@ -39,6 +39,7 @@ class Tally:
         failed: Those of them that failed.
         shards: Finished.
         elsewhere: Left to others who work on them.
+        under_way: Images computed of a block that is not complete.
         first_seconds: From the session's begin to the first numbers, None before them.
         seconds: Where the time went.
     """
@@ -47,6 +48,7 @@ class Tally:
     failed: int = 0
     shards: int = 0
     elsewhere: int = 0
+    under_way: int = 0
     first_seconds: float | None = None
     seconds: Seconds = field(default_factory=Seconds)
 
@@ -98,7 +100,7 @@ class Session:
         stopping: Once set, the session ends without finishing what it has begun.
         began: When the run did, on the clock of ``time.perf_counter``; None for now.
         max_errors: More failed images than this end the session; None for any number.
-        progress: Is told after every block.
+        progress: Is told after every batch.
     """
 
     def __init__(
@@ -198,7 +200,13 @@ class Session:
             self._manifest.schema,
             block_size=self._format.block_size,
             stopping=self._stopping,
+            on_batch=self._tell_batch,
         )
+
+    def _tell_batch(self, images: int) -> None:
+        self.tally.under_way = images
+        if self._progress is not None:
+            self._progress(self.tally)
 
     def _computed(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         if self._computing is None:
@@ -211,19 +219,24 @@ class Session:
     def _work(self, shards: Iterable[int]) -> Iterator[Work]:
         taken = []
         for shard in shards:
-            if self._store.is_done(shard):
-                continue
-            if self._claim(shard):
+            if self._is_mine(shard):
                 yield Work(shard, self.plan.items(shard))
-            else:
+            elif not self._store.is_done(shard):
                 taken.append(shard)
         for shard in taken:  # whoever had them may have died meanwhile
-            if self._store.is_done(shard):
-                continue
-            if self._claim(shard):
+            if self._is_mine(shard):
                 yield Work(shard, self.plan.items(shard))
-            else:
+            elif not self._store.is_done(shard):
                 self.tally.elsewhere += 1
+
+    def _is_mine(self, shard: int) -> bool:
+        """Take a shard that is neither done nor claimed."""
+        if self._store.is_done(shard) or not self._claim(shard):
+            return False
+        if self._store.is_done(shard):  # by whoever had the claim when we first looked
+            self._claims.pop(shard).release()
+            return False
+        return True
 
     def _claim(self, shard: int) -> bool:
         lock = self._store.claim(shard)
@@ -249,8 +262,7 @@ class Session:
         self.tally.images += len(finished.block.rows)
         self.tally.failed += failed
         self.tally.seconds.add(finished.seconds)
-        if self._progress is not None:
-            self._progress(self.tally)
+        self.tally.under_way = 0
 
     def _write(self, finished: Finished) -> None:
         """Write a block, and with the last one finish its shard; in the writer's thread."""
