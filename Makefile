@@ -14,10 +14,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/.ready  ## features of a real photo, one backbone of each family
+demo: $(VENV)/.ready  ## features of a real photo, one backbone of each family; then of a folder
 	$(BIN)/trunkline features examples/cat.jpg --backbone resnet50 --out demo/resnet50.safetensors
 	$(BIN)/trunkline features examples/cat.jpg --backbone dla34 --out demo/dla34.safetensors
 	$(BIN)/trunkline features examples/cat.jpg --backbone regnet-y-040 --out demo/regnet-y-040.safetensors
+	$(BIN)/trunkline extract examples demo/features.parquet --backbone resnet18 --runtime onnxruntime
+	$(BIN)/trunkline extract verify demo/features.parquet
 
 test: $(VENV)/.ready  ## the whole test suite, two workers
 	$(BIN)/python -m pytest -n 2 -q

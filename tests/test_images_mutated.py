@@ -26,7 +26,7 @@ FORMATS = {"JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP"}
 
 
 def test_mutated_photos_give_a_picture_or_an_image_error() -> None:
-    tallies = run(SAMPLE, seed=20)  # another seed than the command's default: other cases
+    tallies = run(SAMPLE, seed=21)  # another seed than the command's default: other cases
     assert [line for tally in tallies.values() for line in tally.wrong] == []
     assert set(tallies) == FORMATS
     assert sum(tally.decoded + tally.refused for tally in tallies.values()) == len(SAMPLE)
@@ -52,7 +52,7 @@ def test_a_case_is_always_the_same_bytes() -> None:
 
 def test_what_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos_module._remarks, "ignored", contextlib.nullcontext)
-    warned = [line for tally in run(SAMPLE[:440], seed=20).values() for line in tally.wrong]
+    warned = [line for tally in run(SAMPLE[:440], seed=21).values() for line in tally.wrong]
     assert any("warned UserWarning(" in line for line in warned)
     monkeypatch.undo()
 
