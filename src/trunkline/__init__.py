@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from trunkline.backbones.resnet import ResNet
     from trunkline.benchmarking.bench import bench
     from trunkline.errors import TrunklineError
-    from trunkline.extraction.extracting import ExtractReport, extract
+    from trunkline.extraction.extracting import extract
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.extraction.reader import FeatureStore, open_features
+    from trunkline.extraction.reports import ExtractReport
     from trunkline.preprocessing import Preprocessing
     from trunkline.runtimes.deployment import deploy
     from trunkline.runtimes.export import export
@@ -33,7 +34,7 @@ _HOMES = {
     "Backbone": "trunkline.backbones.backbone",
     "BackboneInfo": "trunkline.zoo",
     "DLANet": "trunkline.backbones.dla",
-    "ExtractReport": "trunkline.extraction.extracting",
+    "ExtractReport": "trunkline.extraction.reports",
     "FeatureMap": "trunkline.extraction.features",
     "FeatureStore": "trunkline.extraction.reader",
     "Level": "trunkline.backbones.levels",

@@ -31,7 +31,7 @@ from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
     from trunkline.backbones.backbone import Backbone
-    from trunkline.extraction.extracting import ExtractReport, Progress
+    from trunkline.extraction.reports import ExtractReport, Progress
     from trunkline.preprocessing import Preprocessing
     from trunkline.runtimes.runner import Runner
 

@@ -207,7 +207,8 @@ class Pipeline:
             for name, array in values.items():
                 joined[name][numbers] = array
         block.values = [joined]
-        return True
+        # What ends a run may have ended its workers as well: no fault of the images.
+        return not (failed and self._stopping.is_set())
 
     def _joined(self, block: _Open) -> dict[str, NDArray[Any]]:
         names = [one.name for one in self._schema.columns]

@@ -181,6 +181,9 @@ class Session:
             failed = [
                 number for number, row in enumerate(self._rows(shard)) if row.status == "failed"
             ]
+            if not failed:  # a run died between writing the shard anew and recording that
+                self._rewrite(shard, [], [])
+                continue
             items = self.plan.items(shard)
             computed: list[Finished] = []
             work = [Work(shard, [items[number] for number in failed])]
@@ -298,6 +301,7 @@ class Session:
         values = {
             column.name: np.concatenate([one.block.values[column.name] for one in results])
             for column in self._manifest.schema.columns
+            if results
         }
         shard = _Shard(number, self._format.writer(number))
         self._open[number] = shard

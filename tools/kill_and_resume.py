@@ -1,0 +1,360 @@
+"""Kill extractions at random moments, resume them, and compare with one that nobody disturbed.
+
+::
+
+    python tools/kill_and_resume.py --kills 20 --seed 0            # a store of Parquet parts
+    python tools/kill_and_resume.py --kills 20 --seed 0 --zarr     # a store of maps
+
+Every run is the real command line in a process group of its own, killed with SIGKILL: half of the
+time the whole group (what a scheduler does), otherwise the main process alone (what the kernel
+does when memory runs out), whose workers then have to end by themselves. Half of the moments fall
+anywhere into the start, the others shortly after shards were finished. A store that completes
+before it was killed often enough is compared, and another one is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+SIDE = 32  # pixels of what the network gets
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at; Linux keeps segments there
+_GIVE_UP_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What happened.
+
+    Attributes:
+        kills: Runs that were killed.
+        group_kills: Those of them whose workers were killed as well.
+        resumed_with: Finished shards at each kill.
+        stores: Stores that were completed and compared.
+        files: Data files of one store, all equal byte for byte.
+        rows: Of one store, all equal.
+        failed: Rows of one store that tell of an unreadable image.
+        seconds: In all.
+    """
+
+    kills: int
+    group_kills: int
+    resumed_with: tuple[int, ...]
+    stores: int
+    files: int
+    rows: int
+    failed: int
+    seconds: float
+
+
+def write_photos(folder: Path, count: int, *, seed: int = 0, bad_every: int = 37) -> Path:
+    """Write JPEGs of noise, of 40 to 60 pixels.
+
+    Args:
+        folder: Made for them.
+        count: How many; names are numbers.
+        seed: Of the noise.
+        bad_every: Every so manyth is cut after 100 bytes; 0 for none.
+
+    Returns:
+        The folder.
+    """
+    numbers = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        height, width = numbers.integers(40, 61, 2)
+        coarse = numbers.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        path = folder / f"{number:05d}.jpg"
+        Image.fromarray(coarse).resize((int(width), int(height))).save(path, quality=80)
+        if bad_every and number % bad_every == bad_every - 1:
+            path.write_bytes(path.read_bytes()[:100])
+    return folder
+
+
+def save_runner(folder: Path, *, runtime: str = "onnxruntime", batch_size: int = 4) -> Path:
+    """Deploy a tiny seeded ResNet, and save it, so that runs start without PyTorch.
+
+    Args:
+        folder: Must not exist.
+        runtime: Engine.
+        batch_size: Images of 32x32 that it takes at once.
+
+    Returns:
+        The folder.
+    """
+    import torch
+
+    from trunkline import ResNet
+    from trunkline.backbones.resnet import ResNetConfig
+    from trunkline.runtimes.deployment import deploy
+
+    torch.manual_seed(0)
+    config = ResNetConfig(depths=(1, 1, 1, 1), bottleneck=False, width=8)
+    backbone = ResNet(config, return_idx=(1, 3))
+    runner = deploy(backbone, runtime, "fp32", (batch_size, SIDE, SIDE), True, 1)
+    return runner.save(folder)
+
+
+def command(src: Path, out: Path, runner: Path, *options: str) -> list[str]:
+    """Return the command line of one run."""
+    program = [sys.executable, "-m", "trunkline", "extract"]
+    fixed = ["--backbone", str(runner), "--size", str(SIDE), "--threads", "1", "--workers", "2"]
+    return [*program, str(src), str(out), *fixed, "--json", *options]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """Start a run in a process group of its own."""
+    return subprocess.Popen(  # noqa: S603 - our own command
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(arguments: list[str]) -> dict[str, object]:
+    """Run a command to its end, and return its report."""
+    process = start(arguments)
+    printed, errors = process.communicate(timeout=_GIVE_UP_SECONDS)
+    if process.returncode:
+        raise SystemExit(f"a run ended with {process.returncode}:\n{errors}")
+    report: dict[str, object] = json.loads(printed)
+    return report
+
+
+def data_files(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of every data file and of every file of the plan."""
+    home = out.with_name(f"{out.name}.trunkline")
+    found = [path for path in out.rglob("*") if path.is_file()]
+    found += [path for path in (home / "plan").rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(out.parent)).removeprefix(out.name): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(found)
+    }
+
+
+def done_shards(out: Path) -> int:
+    """Return how many shards of a store are finished."""
+    return len(list(out.with_name(f"{out.name}.trunkline").glob("shards/*.json")))
+
+
+def leftovers(out: Path) -> list[str]:
+    """Return the files of a store that were written aside and never put in place."""
+    home = out.with_name(f"{out.name}.trunkline")
+    aside = [*home.glob("tmp/*"), *home.rglob("*~*"), *out.rglob("*~*")]
+    return sorted({str(path.relative_to(home.parent)) for path in aside})
+
+
+def segments() -> set[str]:
+    """Return the names of all shared memory of this machine; none where it cannot be listed."""
+    return set(os.listdir(_SHARED_MEMORY)) if _SHARED_MEMORY.is_dir() else set()
+
+
+def kill(process: subprocess.Popen[str], *, group: bool) -> None:
+    """Kill a run and wait until nothing of it lives.
+
+    Args:
+        process: Of ``start``.
+        group: Kill its workers as well, rather than to wait for them to end by themselves.
+
+    Raises:
+        SystemExit: A worker outlived its parent.
+    """
+    if group:
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.communicate(timeout=_GIVE_UP_SECONDS)
+    wait_for(lambda: not living(process.pid), "workers outlived the run that was killed")
+
+
+def living(group: int) -> list[int]:
+    """Return the processes of a group that are at work; what nobody has reaped is not."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            is_member = os.getpgid(process.pid) == group
+        except ProcessLookupError:
+            continue
+        if is_member and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process.pid)
+    return found
+
+
+def wait_for(condition: Callable[[], bool], failure: str, seconds: float = 20.0) -> None:
+    """Wait until something is so.
+
+    Raises:
+        SystemExit: It is not after ``seconds``.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"{failure} (waited {seconds} s)")
+        time.sleep(0.005)
+
+
+def check(condition: bool, failure: str) -> None:
+    """End the program if something is not as it must be."""
+    if not condition:
+        raise SystemExit(f"FAILED: {failure}")
+
+
+class Trial:
+    """Kills and resumes in one folder.
+
+    Args:
+        folder: Empty.
+        seed: Of the moments.
+        images: Of the source.
+        shard_size: Images of a shard.
+        zarr: Keep maps rather than vectors.
+    """
+
+    def __init__(
+        self, folder: Path, *, seed: int, images: int, shard_size: int, zarr: bool
+    ) -> None:
+        self._folder, self._images = folder, images
+        self._random = random.Random(seed)  # noqa: S311 - moments, not secrets
+        self._suffix = "zarr" if zarr else "parquet"
+        self._options = ["--shard-size", str(shard_size)]
+        self._src = write_photos(folder / "photos", images)
+        self._runner = save_runner(folder / "runner")
+        self._resumed_with: list[int] = []
+        self._groups = 0
+
+    def run(self, kills: int) -> Summary:
+        """Kill so many runs, and compare what the last ones complete.
+
+        Raises:
+            SystemExit: Something differs, was left behind, or lives on.
+        """
+        began, before = time.monotonic(), segments()
+        whole = self._folder / f"whole.{self._suffix}"
+        report = finish(self._command(whole))
+        self._start_seconds = float(str(report["first_seconds"])) + 1.0
+        expected, stores = data_files(whole), 0
+        check(done_shards(whole) > 3, "too few shards to kill anything in between")
+        while len(self._resumed_with) < kills:
+            out = self._folder / f"broken-{stores}.{self._suffix}"
+            while len(self._resumed_with) < kills and self._killed(out):
+                pass
+            finish(self._command(out))
+            self._compare(out, expected)
+            same_rows(whole, out)
+            stores += 1
+        left = segments() - before
+        check(not left, f"shared memory is left: {sorted(left)}")
+        return Summary(
+            kills=len(self._resumed_with),
+            group_kills=self._groups,
+            resumed_with=tuple(self._resumed_with),
+            stores=stores,
+            files=len(expected),
+            rows=self._images,
+            failed=int(str(report["failed"])),
+            seconds=time.monotonic() - began,
+        )
+
+    def _command(self, out: Path) -> list[str]:
+        return command(self._src, out, self._runner, *self._options)
+
+    def _killed(self, out: Path) -> bool:
+        """Start a run and kill it at a random moment; return False if it ended before that."""
+        done = done_shards(out)
+        process = start(self._command(out))
+        if self._random.random() < 0.5:
+            time.sleep(self._random.uniform(0, self._start_seconds))
+        else:
+            wanted = done + self._random.randint(1, 3)
+            wait_for(
+                lambda: done_shards(out) >= wanted or process.poll() is not None,
+                "a run does nothing",
+                _GIVE_UP_SECONDS,
+            )
+            time.sleep(self._random.uniform(0, 0.05))
+        if process.poll() is not None:
+            process.communicate()
+            check(process.returncode == 0, f"a resumed run ended with {process.returncode}")
+            return False
+        group = self._random.random() < 0.5
+        kill(process, group=group)
+        self._groups += group
+        self._resumed_with.append(done_shards(out))
+        return True
+
+    def _compare(self, out: Path, expected: dict[str, str]) -> None:
+        found = data_files(out)
+        differing = sorted(
+            name for name in {*found, *expected} if found.get(name) != expected.get(name)
+        )
+        check(not differing, f"{out} differs from an unbroken run in {differing[:5]}")
+        left = leftovers(out)
+        check(not left, f"left behind: {left[:5]}")
+
+
+def same_rows(one: Path, other: Path) -> None:
+    """Make sure that two stores have equal rows, read as a user does.
+
+    Raises:
+        SystemExit: They differ.
+    """
+    from trunkline.extraction.reader import open_features
+
+    stores = [open_features(one), open_features(other)]
+    tables = [store.table(["key", "path", "sha256", "status", "error"]) for store in stores]
+    check(tables[0].equals(tables[1]), f"rows of {other} differ from those of an unbroken run")
+    for level in stores[0].levels:
+        arrays = [np.asarray(store.numpy(level)) for store in stores]
+        check(arrays[0].tobytes() == arrays[1].tobytes(), f"{level} of {other} differs")
+
+
+def main() -> None:
+    """Read the command line, and print a summary."""
+    parser = argparse.ArgumentParser(description="Kill extractions, resume them, compare.")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--shard-size", type=int, default=7)
+    parser.add_argument("--zarr", action="store_true", help="maps, rather than vectors")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(
+            Path(folder),
+            seed=asked.seed,
+            images=asked.images,
+            shard_size=asked.shard_size,
+            zarr=asked.zarr,
+        )
+        found = trial.run(asked.kills)
+    print(
+        f"{found.kills} runs killed ({found.group_kills} with their workers) and resumed in "
+        f"{found.seconds:.0f} s\n"
+        f"finished shards at each kill: {', '.join(map(str, found.resumed_with))}\n"
+        f"stores completed and compared: {found.stores}\n"
+        f"each: {found.files} data and plan files equal byte for byte, {found.rows} rows equal, "
+        f"{found.failed} of them failed images\n"
+        "no worker outlived its run, nothing is left in tmp or in shared memory"
+    )
+
+
+if __name__ == "__main__":
+    main()
