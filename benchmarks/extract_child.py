@@ -21,11 +21,18 @@ from typing import Any
 BATCHES = (2, 4, 8, 16, 32)
 MARKS = (1_000, 5_000, 10_000, 20_000)
 WINDOW = 400  # images before a mark whose samples of memory count
+LINES, RECORDS = 200_000, 5_000  # of the long list, and of a folder of records
 SMALL = 64  # side of the images of the memory runs, in pixels
 
 
-def build_runner(name: str, precision: str, shape: tuple[int, int, int] | None, folder: Path,
-                 photos: Path, runtime: str = "auto") -> Any:
+def build_runner(
+    name: str,
+    precision: str,
+    shape: tuple[int, int, int] | None,
+    folder: Path,
+    photos: Path,
+    runtime: str = "auto",
+) -> Any:
     """Deploy a backbone, save the runner and return it."""
     import torch
 
@@ -79,9 +86,12 @@ def run_extract(given: dict[str, Any]) -> dict[str, Any]:
     import trunkline
 
     runner = trunkline.load_runner(given["runner"], threads=given.get("threads"))
-    figures = extracted(Path(given["src"]), Path(given["out"]), runner)
+    options = {name: given[name] for name in ("dtype",) if name in given}
+    figures = extracted(Path(given["src"]), Path(given["out"]), runner, **options)
     began = psutil.Process().create_time()
-    return figures | {"whole_seconds": time.time() - began}
+    whole = time.time() - began
+    first = whole - figures["seconds"] + figures["first_seconds"]
+    return figures | {"whole_seconds": whole, "first_seconds": first}
 
 
 def run_overhead(given: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +238,37 @@ def run_batch(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def run_bookkeeping(given: dict[str, Any]) -> dict[str, Any]:
+    """Time the listing of a long text list, and the reading of many records."""
+    from dataclasses import replace
+
+    from trunkline.extraction.plan import Plan
+    from trunkline.extraction.sources import source_of
+    from trunkline.extraction.store import Store
+
+    work = Path(given["work"])
+    names = work / "names.txt"
+    lines = (f"s3://bucket/part{number // 1000:06d}/{number:09d}.jpg\n" for number in range(LINES))
+    names.write_text("".join(lines), encoding="utf-8")
+    shutil.rmtree(work / "plan", ignore_errors=True)
+    plan = Plan(work / "plan", source_of(names), 10_000)
+    began = time.perf_counter()
+    while plan.extend():
+        pass
+    listed = LINES / (time.perf_counter() - began)
+    record = next(Store(given["store"]).records())
+    many = Store(emptied(work / "records.parquet"))
+    many.create_folders()
+    for shard in range(RECORDS):
+        many.write_record(replace(record, shard=shard))
+    began = time.perf_counter()
+    count = sum(1 for _ in many.records())
+    seconds = time.perf_counter() - began
+    return {"listed_per_second": listed, "records_1000_seconds": 1000 * seconds / count}
+
+
 RUNS = {
+    "bookkeeping": run_bookkeeping,
     "prepare": prepare,
     "extract": run_extract,
     "overhead": run_overhead,

@@ -119,7 +119,7 @@ def command(src: Path, out: Path, runner: Path, *options: str) -> list[str]:
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """Start a run in a process group of its own."""
-    return subprocess.Popen(  # noqa: S603 - our own command
+    return subprocess.Popen(
         arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,9 +163,9 @@ def leftovers(out: Path) -> list[str]:
     return sorted({str(path.relative_to(home.parent)) for path in aside})
 
 
-def segments() -> set[str]:
-    """Return the names of all shared memory of this machine; none where it cannot be listed."""
-    return set(os.listdir(_SHARED_MEMORY)) if _SHARED_MEMORY.is_dir() else set()
+def pieces() -> dict[str, int]:
+    """Return the shared memory of all runs of this machine: names and inodes; Linux only."""
+    return {one.name: one.stat().st_ino for one in _SHARED_MEMORY.glob("trunkline-*")}
 
 
 def kill(process: subprocess.Popen[str], *, group: bool) -> None:
@@ -247,7 +247,7 @@ class Trial:
         Raises:
             SystemExit: Something differs, was left behind, or lives on.
         """
-        began, before = time.monotonic(), segments()
+        began, before = time.monotonic(), pieces()
         whole = self._folder / f"whole.{self._suffix}"
         report = finish(self._command(whole))
         self._start_seconds = float(str(report["first_seconds"])) + 1.0
@@ -261,8 +261,7 @@ class Trial:
             self._compare(out, expected)
             same_rows(whole, out)
             stores += 1
-        left = segments() - before
-        check(not left, f"shared memory is left: {sorted(left)}")
+            self._check_memory(out, before)
         return Summary(
             kills=len(self._resumed_with),
             group_kills=self._groups,
@@ -300,6 +299,16 @@ class Trial:
         self._groups += group
         self._resumed_with.append(done_shards(out))
         return True
+
+    def _check_memory(self, out: Path, before: dict[str, int]) -> None:
+        """Make sure that the next run frees what killed ones could not; others have theirs."""
+        old = [_SHARED_MEMORY / name for name in pieces() if name not in before]
+        for path in old:
+            os.utime(path, (0, 0))  # what is new is not touched, its owner may be at work
+        report = finish(self._command(out))
+        check(report["images"] == 0, f"a finished store was computed again: {report}")
+        left = [path.name for path in old if path.exists()]
+        check(not left, f"shared memory is left: {left}")
 
     def _compare(self, out: Path, expected: dict[str, str]) -> None:
         found = data_files(out)

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import ImageError
+from trunkline.extraction.memory import Piece, free_abandoned
 from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item, Row
 from trunkline.extraction.sources import Source
@@ -164,15 +165,14 @@ class _Place:
     """Shared memory for one batch, (N, H, W, 3) uint8."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.memory = SharedMemory(create=True, size=int(np.prod(shape)))
-        self.name = self.memory.name
-        self.pixels: Pixels | None = np.ndarray(shape, np.uint8, self.memory.buf)
+        self._piece = Piece(int(np.prod(shape)))
+        self.name = self._piece.memory.name
+        self.pixels: Pixels | None = np.ndarray(shape, np.uint8, self._piece.memory.buf)
         self.pixels[:] = 0  # what no image fills is computed too, and thrown away
 
     def free(self) -> None:
         self.pixels = None  # memory that is looked at cannot be closed
-        self.memory.close()
-        self.memory.unlink()
+        self._piece.free()
 
 
 _Places = queue.SimpleQueue[_Place]
@@ -267,6 +267,7 @@ class Decoders:
         self._timeout = timeout_seconds
         self._size = size = decoding.size
         shape = None if size is None else (batch_size, *size, 3)
+        free_abandoned()
         self._places = [] if shape is None else [_Place(shape) for _ in range(buffers)]
         self._free: _Places = queue.SimpleQueue()
         for place in self._places:
