@@ -81,7 +81,7 @@ def extracted(src: Path, out: Path, runner: Any, **options: Any) -> dict[str, An
 
 def run_extract(given: dict[str, Any]) -> dict[str, Any]:
     """Extract with a saved runner: what the plain script is compared with."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     import trunkline
 
@@ -104,10 +104,12 @@ def run_overhead(given: dict[str, Any]) -> dict[str, Any]:
     from trunkline.preprocessing import IMAGENET
 
     src, runner = Path(given["src"]), trunkline.load_runner(given["runner"])
+    assert runner.input_shape is not None  # noqa: S101 (prepare gave it one)
     size = runner.input_shape[0]
     source = source_of(src)
     decoding = Decoding(source=source, preprocessing=IMAGENET)
-    decoded = [decode_item(decoding, item)[1] for item in islice(list_items(source), 4 * size)]
+    found = (decode_item(decoding, item)[1] for item in islice(list_items(source), 4 * size))
+    decoded = [one for one in found if one is not None]
     batches = [np.stack(decoded[start : start + size]) for start in range(0, len(decoded), size)]
     count = len(list(list_items(source))) // size
 

@@ -5,6 +5,7 @@ Every number on the page comes from the figures; the targets are those of TARGET
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -221,14 +222,13 @@ def _start(found: Figures) -> str:
 
 
 def _ray_ratio(found: Figures, *, with_init: bool = False) -> float:
-    import statistics
-
     seconds = found["seconds"]
     added = seconds["init"] if with_init else [0.0] * len(seconds["ray"])
-    return statistics.median(
+    ratios = (
         (ray + more) / local
         for ray, more, local in zip(seconds["ray"], added, seconds["local"], strict=True)
     )
+    return float(statistics.median(ratios))
 
 
 def _ray(found: Figures) -> str:

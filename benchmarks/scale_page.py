@@ -19,6 +19,7 @@ from trunkline.outputs import written_whole
 NODES = (1, 10, 100)
 IMAGES = (10**6, 10**8, 10**9)
 CORES = 32  # of a node
+RUN_CORES = 4  # of one of the runs that share a node
 SHARD = 10_000  # images
 LISTED = 1_000  # names that an object store returns per request
 GB, GIB = 1e9, 2**30
@@ -52,16 +53,17 @@ def needs(plan: Figures) -> Iterator[Need]:
     Args:
         plan: Figures of the section of that name.
     """
-    core_seconds = plan["image_seconds"] * plan["cores"]
+    shard_seconds = SHARD * plan["image_seconds"] * plan["cores"] / RUN_CORES
     for images in IMAGES:
         for nodes in NODES:
-            shards = math.ceil(images / SHARD)
-            busy = min(nodes * CORES, shards * CORES)  # a shard keeps no more than a node busy
-            speed = busy / core_seconds
+            runs = nodes * CORES // RUN_CORES
+            turns = math.ceil(math.ceil(images / SHARD) / runs)  # the last ones wait for the others
+            seconds = turns * shard_seconds
+            speed = images / seconds
             yield Need(
                 nodes=nodes,
                 images=images,
-                hours=images / speed / 3600,
+                hours=seconds / 3600,
                 speed=speed,
                 read_mb=speed / nodes * plan["bytes_read"] / 1e6,
                 write_mb=speed * plan["float32"] / 1e6,
@@ -154,14 +156,15 @@ def _time(plan: Figures) -> str:
         "written, MB/s in all",
     ]
     return (
-        f"## Time, simulated\n\nAssumed: nodes of {CORES} cores that are each as fast as a core "
-        "of the machine above, and speed in proportion to cores. Inside a node that takes several "
-        "runs side by side (`--threads 4 --workers 1`, each with shards of its own), because one "
-        "network on 32 threads scales worse than eight on four; memory bandwidth is not in the "
-        "figure. Start-up and failures are left out: they are minutes. At the end nodes wait for "
-        f"the last shards; a shard of {_grouped(SHARD)} images takes a run of four cores "
-        f"{SHARD * plan['image_seconds'] * plan['cores'] / 4 / 60:.0f} minutes, and that is what "
-        "can be lost by a node that dies, too.\n\n" + table(columns, rows)
+        f"## Time, simulated\n\nAssumed: nodes of {CORES} cores, each as fast as a core of the "
+        "machine above, and speed in proportion to cores. A node takes "
+        f"{CORES // RUN_CORES} runs side by side (`--threads {RUN_CORES} --workers 1`), each with "
+        "shards of its own, because small networks on many threads seldom scale in proportion; "
+        "that memory bandwidth is shared is not in the figures, nor are start-up and failures. A "
+        f"shard of {_grouped(SHARD)} images takes such a run "
+        f"{SHARD * plan['image_seconds'] * plan['cores'] / RUN_CORES / 60:.0f} minutes, which is "
+        "what a node that dies loses in each of them; all runs wait for the last shard.\n\n"
+        + table(columns, rows)
     )
 
 
@@ -219,25 +222,31 @@ def _bookkeeping(plan: Figures) -> str:
     )
 
 
-_BREAKS = """## What breaks first
+_BREAKS = """\
+## What breaks first
 
-1. **The disk of the store.** All nodes write parts, plan, records and locks to one shared file system. The bytes are few (the
-   last column of the first table); the files are not: per shard a part, a plan file, a record, a lock. With 100 000 shards
-   that is 400 000 small files, 100 000 in each folder. Local disks and parallel file systems hold this; an
-   NFS server lists such a folder in many seconds. Larger shards help: `--shard-size 100000` has a tenth of everything, and
-   loses ten times as much when a node dies.
-2. **Every start reads all records**, to say how much is done before, and every end looks for all of them. That is the last
-   column of the bookkeeping table per run on a local disk; on NFS with 1 ms per file, 100 000 records are
-   two minutes per run, and hundreds of runs that start together ask the same server.
-3. **Claims** are locks of the operating system. A run tries shards in order, so the hundredth node begins by
-   looking at the shards of 99 others; a few thousand failed tries are seconds. Where locks do not reach, `--shard i/n` needs none.
-4. **The listing.** One process lists while others compute, so it only has to be faster than the nodes; shards are frozen one
-   after the other. A walk of a thousand million objects by LIST is days in one process: give a Parquet
-   file or a text list of names, or tars, which are a few thousand names. A folder that has hundreds of millions of files in one
-   directory is sorted through a temporary file before its first shard.
-5. **The object store.** 100 nodes of small images are thousands of GETs a second on one prefix; S3 states 5 500 per second
-   and prefix. Spread the names over prefixes, or use tars.
-6. **The network of a node** is not near its limit: see MB/s per node.
+1. **The disk of the store.** All nodes write parts, plan, records and locks to one shared file
+   system. The bytes are few (last column of the first table); the files are not: per shard a
+   part, a plan file, a record and a lock. With 100 000 shards that is 400 000 files in four
+   folders. Local disks and parallel file systems hold this; listing such a folder over NFS is
+   slow. Larger shards help: `--shard-size 100000` has a tenth of everything, and loses ten times
+   as much when a node dies.
+2. **Every start reads all records**, to say how much was done before, and every end looks for all
+   of them. On a local disk that is the last column of the bookkeeping table; where a file costs 1
+   ms, as an NFS server may need, 100 000 records are two minutes for each run, and all runs of a
+   large job start together.
+3. **Claims** are locks of the operating system. A run tries shards in order, so the last of
+   hundreds of runs begins by looking at the shards of all the others, and near the end all of
+   them look at what is left. Where locks do not reach, `--shard i/n` needs none.
+4. **Few shards for many nodes.** A shard is computed by one run. In the first table a million
+   images on 100 nodes leave most of them idle; `--shard-size 1000` gives them work.
+5. **The listing.** One process lists while others compute, so it only has to be faster than the
+   nodes. At 100 ms per LIST a thousand million objects are more than a day in one process: give a
+   Parquet file or a text list of names, or tars, of which there are a few thousand.
+6. **The object store.** 100 nodes send thousands of GETs a second; S3's documentation states 5
+   500 per second and prefix. Spread the names over prefixes. Tars do not change the number of
+   requests, each image is a range of its own, but there are fewer objects to list.
+7. **The network of a node** is not near its limit: see MB/s per node.
 
-For 100 nodes it is simplest to divide the list itself: a store for each of them, then `trunkline extract merge`. Then nothing is
-shared while it runs."""
+For 100 nodes it is simplest to divide the list itself, a store for each of them, and then
+`trunkline extract merge`: nothing is shared while it runs."""

@@ -27,10 +27,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
+
+from trunkline.runtimes.optional import require
 
 SIDE = 32  # pixels of what the network gets
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at; Linux keeps segments there
@@ -159,7 +161,8 @@ def done_shards(out: Path) -> int:
 def leftovers(out: Path) -> list[str]:
     """Return the files of a store that were written aside and never put in place."""
     home = out.with_name(f"{out.name}.trunkline")
-    aside = [*home.glob("tmp/*"), *home.rglob("*~*"), *out.rglob("*~*")]
+    aside = [path for path in home.glob("tmp/*") if path.suffix != ".lock"]  # locks stay
+    aside += [*home.rglob("*~*"), *out.rglob("*~*")]
     return sorted({str(path.relative_to(home.parent)) for path in aside})
 
 
@@ -188,6 +191,7 @@ def kill(process: subprocess.Popen[str], *, group: bool) -> None:
 
 def living(group: int) -> list[int]:
     """Return the processes of a group that are at work; what nobody has reaped is not."""
+    psutil: Any = require("psutil", "looking for processes that live on")
     found = []
     for process in psutil.process_iter(["status"]):
         try:

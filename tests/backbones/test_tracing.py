@@ -1,6 +1,7 @@
 """torch.compile, torch.export, torch.fx and torch.jit.trace: every family, and real variants.
 
-The real variants are one of each kind of block; all 62 go through torch.fx and the meta device.
+Real variants are of every family; other kinds of blocks are traced in tiny networks, because a
+tracer needs a second for every dozen of layers. All 62 go through torch.fx and the meta device.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from trunkline import Backbone
 if TYPE_CHECKING:
     from tests.conftest import Family
 
-REAL = [
-    "resnet18",
-    "resnet50d",
-    "resnet18vd",
-    "dla34",
-    "dla60x-c",
-    "regnet-x-002",
-    "regnet-y-002",
-]
+REAL = ["resnet18", "resnet18vd", "dla34", "regnet-y-002"]
+# The blocks that these lack: bottlenecks, grouped ones, and those without squeeze-and-excitation.
+TINY = ["resnet-bottleneck", "resnet-grouped", "dla-residual", "regnet-x"]
 OTHER_SIZES = [(3, 33, 97), (1, 97, 65), (4, 128, 40)]
 
 Traced = Callable[[Tensor], list[Tensor]]
 
 
-@pytest.fixture(params=REAL)
-def real(request: pytest.FixtureRequest, randomizer: Callable[[nn.Module], None]) -> Backbone:
+@pytest.fixture(params=[*REAL, *TINY])
+def varied(
+    request: pytest.FixtureRequest,
+    families: dict[str, Family],
+    randomizer: Callable[[nn.Module], None],
+) -> Backbone:
+    if request.param in families:
+        return families[request.param].build(return_idx=(0, 1)).eval()
     backbone = trunkline.create_backbone(request.param)
     randomizer(backbone)
     return backbone.eval()
@@ -70,7 +71,10 @@ def jit_traced(backbone: Backbone) -> Traced:
             "Encountering a list at the output of the tracer",
             torch.jit._trace.TracerWarning,
         )
-        traced: Traced = torch.jit.trace(backbone, torch.randn(2, 3, 64, 96))  # type: ignore[no-untyped-call]
+        # Whoever calls this compares the maps, at other sizes; PyTorch need not at this one.
+        traced: Traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            backbone, torch.randn(2, 3, 64, 96), check_trace=False
+        )
     return traced
 
 
@@ -138,26 +142,26 @@ def test_jit_trace(one_of_each: Family) -> None:
     assert_agrees(jit_traced(backbone), backbone, OTHER_SIZES)
 
 
-# Real variants
+# Real variants, and blocks of every kind
 
 
 def _no_norm(_channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def test_compile_of_a_real_variant(real: Backbone) -> None:
+def test_compile(varied: Backbone) -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(real, fullgraph=True, dynamic=False, backend="eager")
-    assert_agrees(compiled, real, [(1, 64, 96)])
+    compiled = torch.compile(varied, fullgraph=True, dynamic=False, backend="eager")
+    assert_agrees(compiled, varied, [(1, 64, 96)])
 
 
-def test_export_of_a_real_variant(real: Backbone) -> None:
-    assert_agrees(exported(real), real, OTHER_SIZES[:2])
+def test_export(varied: Backbone) -> None:
+    assert_agrees(exported(varied), varied, OTHER_SIZES[:2])
 
 
-def test_fx_and_jit_trace_of_a_real_variant(real: Backbone) -> None:
-    assert_agrees(torch.fx.symbolic_trace(real), real, OTHER_SIZES[:1])
-    assert_agrees(jit_traced(real), real, OTHER_SIZES[:1])
+def test_fx_and_jit_trace(varied: Backbone) -> None:
+    assert_agrees(torch.fx.symbolic_trace(varied), varied, OTHER_SIZES[:1])
+    assert_agrees(jit_traced(varied), varied, OTHER_SIZES[:1])
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from trunkline.cli.root import app
 from trunkline.errors import ConfigError
 from trunkline.runtimes import deployment
 from trunkline.runtimes.engine import ENGINES
+from trunkline.runtimes.selection import measure
+from trunkline.runtimes.timing import Clocks
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,8 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_HOME", str(tmp_path / "home"))
     quick = {name: home for name, home in ENGINES.items() if name != "inductor"}
     monkeypatch.setattr(deployment, "ENGINES", quick)
+    no_pauses = Clocks(busy=lambda: 0.0, sleep=lambda _seconds: None)
+    monkeypatch.setattr(deployment, "measure", partial(measure, clocks=no_pauses))
 
 
 def run(*arguments: str) -> Result:

@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from trunkline import Backbone, deploy
 from trunkline.errors import ConfigError, StoreError, TooManyFailuresError
-from trunkline.extraction.extracting import ExtractReport, Progress, extract
+from trunkline.extraction.extracting import extract
 from trunkline.extraction.features import features
 from trunkline.extraction.reader import open_features
+from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.store import Store
 from trunkline.preprocessing import IMAGENET
 
@@ -99,7 +100,8 @@ def test_rows_are_those_of_one_photo_at_a_time(
     strides = {index % 4: 4 << (index % 4) for index in levels or range(4)}
     assert report.levels == tuple(f"stage{index}_stride_{s}" for index, s in strides.items())
     store = open_features(out)
-    assert (store.levels, store.dtype) == (report.levels, dtype)
+    assert store.levels == report.levels
+    assert store.dtype == str(dtype)
     expected = [maps_of(src, backbone, number) for number in good()]
     for level in report.levels:
         values = np.stack([pooled(one[level], pool, normalize).numpy() for one in expected])
@@ -276,9 +278,7 @@ def test_parts_make_the_whole(
     assert data_files(out) == data_files(finished[0])
 
 
-def test_retry_failed_writes_its_shard_anew(
-    src: Path, backbone: Backbone, finished: tuple[Path, ExtractReport], tmp_path: Path
-) -> None:
+def test_retry_failed_writes_its_shard_anew(src: Path, backbone: Backbone, tmp_path: Path) -> None:
     mended, out = tmp_path / "photos", tmp_path / "f.parquet"
     shutil.copytree(src, mended)
     run(mended, out, backbone, levels=(3,))

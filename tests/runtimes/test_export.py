@@ -117,11 +117,12 @@ def exported(
     return export(backbone, folder / f"net{SUFFIXES[kind]}", kind, **options)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_every_family_gives_the_same_maps(family: Family, kind: Format, tmp_path: Path) -> None:
+# OpenVINO's file is made of the same graph: the graph of every family is run by OpenVINO in
+# test_onnx_writer.py, and files of one of each family below.
+def test_every_family_gives_the_same_maps(family: Family, tmp_path: Path) -> None:
     backbone = family.build()
-    report = exported(backbone, tmp_path, kind)
-    assert_agrees(OPENERS[kind](report.path), images_of(backbone, 2, 33, 71), backbone)
+    report = exported(backbone, tmp_path)
+    assert_agrees(open_onnx(report.path), images_of(backbone, 2, 33, 71), backbone)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", "torchscript"])

@@ -30,6 +30,17 @@ def _without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "ENGINES", quick)
 
 
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure real engines, but do not wait before every turn until their threads sleep.
+
+    Those pauses are most of a measurement; ``test_timing.py`` is about them, and
+    ``test_auto_decides_and_says_from_what`` has them.
+    """
+    clocks = Clocks(busy=lambda: 0.0, sleep=lambda _seconds: None)
+    monkeypatch.setattr(deployment, "measure", partial(measure, clocks=clocks))
+
+
 class Timed:
     """A runner that moves a clock."""
 
@@ -81,6 +92,7 @@ def test_auto_decides_and_says_from_what(tiny: Backbone, images: np.ndarray[Any,
     assert furthest(own_maps(tiny, images), runner(images)) < 1e-5
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_a_decision_is_kept_and_used_again(
     tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +112,7 @@ def test_a_decision_is_kept_and_used_again(
             deploy(tiny, input_shape=(1, 64, 64), remeasure=True)
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_a_damaged_decision_is_measured_again_with_a_word(
     tiny: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,6 +125,7 @@ def test_a_damaged_decision_is_measured_again_with_a_word(
     assert Decision.from_dict(json.loads(kept.read_text())).shape == (1, 64, 64)
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_a_cache_that_cannot_be_written_is_said_and_survived(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,6 +138,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_survived(
     assert "No space left on device" in caplog.text
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_an_engine_that_fails_is_listed_with_its_reason(
     tiny: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +160,7 @@ def test_an_engine_that_fails_is_listed_with_its_reason(
         deploy(tiny, input_shape=(1, 64, 64), remeasure=True)
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_threads_that_pytorch_cannot_have_leave_its_engine_out(tiny: Backbone) -> None:
     decision = deploy(tiny, input_shape=(1, 64, 64), threads=3).decision
     assert decision is not None
@@ -181,6 +197,7 @@ def test_what_a_decision_depends_on(tiny: Backbone, families: dict[str, Any]) ->
     assert key(families["resnet-bottleneck"].build(seed=7)) == keys[0]  # weights do not matter
 
 
+@pytest.mark.usefixtures("without_pauses")
 def test_auto_warns_of_int8_once(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     old = Processor("a processor of 2015", 2, ("avx2",))
     monkeypatch.setattr(deployment, "processor", lambda: old)

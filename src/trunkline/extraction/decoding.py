@@ -278,6 +278,7 @@ class Decoders:
             initializer=_start,
             initargs=[decoding],
         )
+        self._pool.schedule(int)  # processes start with the first task: now, not after the listing
 
     def submit(self, items: Sequence[Item]) -> Batch:
         """Start decoding at most ``batch_size`` images; waits for a free buffer.

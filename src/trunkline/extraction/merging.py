@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trunkline.errors import ConfigError, StoreError
 from trunkline.extraction.durable import writing
+from trunkline.extraction.formats import format_of
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.store import Manifest, Store, differences
 
@@ -31,8 +32,9 @@ def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
         Rows in the new store.
 
     Raises:
-        ConfigError: No store is given.
-        StoreError: One of them is none, or of another job or listing, or ``out`` exists.
+        ConfigError: No store is given, or ``out`` has a name that no format has.
+        StoreError: One of them is none, or of another job or listing, or ``out`` exists
+            or is of another format.
         OutputError: ``out`` cannot be written; give it again after removing what is there.
     """
     given = [Store(Path(one).absolute()) for one in stores]
@@ -46,6 +48,12 @@ def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
     manifests = [store.manifest() for store in given]
     for store, manifest in zip(given, manifests, strict=True):
         _check_same(given[0], manifests[0], store, manifest)
+    layout = manifests[0].layout
+    if format_of(target.out, layout) is not format_of(given[0].out, layout):
+        raise StoreError(
+            f"{target.out} is another format than {given[0].out}; give a name with the ending "
+            f"{given[0].out.suffix!r}."
+        )
     plans = [
         Plan(store.plan_folder, manifest.source, manifest.schema.shard_size)
         for store, manifest in zip(given, manifests, strict=True)

@@ -21,8 +21,8 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,8 @@ def compute_on_ray(
         TooManyFailuresError: See ``extract``.
         TrunklineError: What went wrong in an actor.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    _set_environment(local=address is None)
     require("ray.data", "engine='ray'")  # before anything is begun
     rows = _rows(store, shards, retry)
     tally = Tally()
@@ -167,31 +169,30 @@ def compute_on_ray(
             num_cpus=cores,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(rows))),
         )
-        for row in _results(ray, done):
-            _add(tally, row)
-            progress(tally)
-            if max_errors is not None and tally.failed > max_errors:
-                raise TooManyFailuresError(
-                    f"{tally.failed} images failed, and max_errors allows {max_errors}. Finished "
-                    "shards are kept: mend the source, or allow more, and run the same command "
-                    "again."
-                )
+        with closing(_results(ray, done)) as results:  # lets go of the actors
+            for row in results:
+                _add(tally, row)
+                progress(tally)
+                _check_failures(tally, max_errors)
     return tally
+
+
+def _set_environment(*, local: bool) -> None:
+    """Set what Ray reads when it is imported; what the caller has set stays.
+
+    Nothing is reported to its makers. One that is started here listens on 127.0.0.1 alone.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if local:
+        # Without it Ray replaces 127.0.0.1 by the address that other machines see. The name is
+        # from the systems where this is the default.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else advice to Ray's makers
 
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """Connect to Ray, quietly; end it afterwards if it was started here.
-
-    What Ray reports to its makers is switched off. One that is started here listens on this
-    machine's own address 127.0.0.1 alone.
-    """
-    address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        # Read when Ray is imported: without it Ray replaces 127.0.0.1 by the address that other
-        # machines see. Its name is from the systems where this is the default.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    """Connect to Ray, quietly; end it afterwards if it was started here."""
     ray = require("ray", "engine='ray'")
     data = require("ray.data", "engine='ray'")
     mine = not ray.is_initialized()
@@ -260,7 +261,15 @@ def _run_folder(store: Store, stopping: threading.Event) -> Iterator[Path]:
         remove(folder)
 
 
-def _results(ray: Any, done: Any) -> Iterator[dict[str, Any]]:
+def _check_failures(tally: Tally, max_errors: int | None) -> None:
+    if max_errors is not None and tally.failed > max_errors:
+        raise TooManyFailuresError(
+            f"{tally.failed} images failed, and max_errors allows {max_errors}. Finished shards "
+            "are kept: mend the source, or allow more, and run the same command again."
+        )
+
+
+def _results(ray: Any, done: Any) -> Generator[dict[str, Any], None, None]:
     """Yield what actors return; their errors become those of the local engine."""
     try:
         yield from done.iter_rows()

@@ -334,12 +334,22 @@ class _Writing:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trunkline-writer")
         self._waiting: list[Future[None]] = []
+        self._is_broken = False
 
     def put(self, write: Callable[[Finished], None], finished: Finished) -> None:
         """Write a block soon; waits while too many are waiting."""
         while len(self._waiting) >= _UNWRITTEN_BLOCKS:
             self._waiting.pop(0).result()
-        self._waiting.append(self._thread.submit(write, finished))
+        self._waiting.append(self._thread.submit(self._write, write, finished))
+
+    def _write(self, write: Callable[[Finished], None], finished: Finished) -> None:
+        if self._is_broken:  # a shard must not be finished without a block that was lost
+            return
+        try:
+            write(finished)
+        except BaseException:
+            self._is_broken = True
+            raise
 
     def __enter__(self) -> _Writing:
         return self
@@ -350,7 +360,7 @@ class _Writing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=error is not None)
+        self._thread.shutdown(wait=True)
         if error is None:
             for one in self._waiting:
                 one.result()

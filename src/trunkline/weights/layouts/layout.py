@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -111,6 +111,11 @@ class Layout:
             LookupError: A name that no rule, or more than one, speaks of. Our own mistake, which
                 the tests of a layout rule out.
         """
+        return dict(self._names(architecture, tuple(native)))
+
+    # Recognising a file asks many layouts for the names of many variants, again and again.
+    @lru_cache(maxsize=256)  # noqa: B019 - layouts live as long as the process
+    def _names(self, architecture: Architecture, native: tuple[str, ...]) -> dict[str, Name]:
         table = [(*_matcher(rule.native), rule) for rule in self.rules(architecture)]
         names: dict[str, Name] = {}
         for name in native:

@@ -1,0 +1,263 @@
+"""verify and stats: what they say of stores that are right, and of each way to be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trunkline import Backbone, extract
+from trunkline.errors import ConfigError, StoreError
+from trunkline.extraction.checking import stats, verify
+from trunkline.extraction.store import Store
+from trunkline.outputs import sha256_of
+from trunkline.preprocessing import IMAGENET
+
+COLUMN = "stage3_stride_32"
+newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
+
+
+@pytest.fixture(scope="module")
+def backbone(families: dict[str, Any]) -> Backbone:
+    network: Backbone = families["regnet-x"].build(return_idx=(3,))
+    return network
+
+
+def make(folder: Path, backbone: Backbone, name: str = "f.parquet", **options: Any) -> Path:
+    """Six images, of which the third is none, in shards of four."""
+    random = np.random.default_rng(0)
+    photos = folder / "photos"
+    photos.mkdir(parents=True)
+    for number in range(6):
+        noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(photos / f"{number}.png")
+    (photos / "2.png").write_bytes(b"no image")
+    asked = {"runtime": "torch", "batch_size": 2, "shard_size": 4, "workers": 1, "threads": 1}
+    size = IMAGENET.with_size((32, 32))
+    extract(photos, folder / name, backbone, preprocessing=size, **{**asked, **options})
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Path:
+    return make(tmp_path_factory.mktemp("checking"), backbone)
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy, for what changes the store; its source is the one of ``made``."""
+    for name in (made.name, f"{made.name}.trunkline"):
+        shutil.copytree(made.parent / name, tmp_path / name)
+    return tmp_path / made.name
+
+
+@pytest.fixture
+def changed(made: Path) -> Any:
+    """Replace the bytes of images of the source; they come back afterwards."""
+    before: dict[Path, bytes] = {}
+
+    def change(name: str, data: bytes | None) -> None:
+        path = made.parent / "photos" / name
+        before[path] = path.read_bytes()
+        path.unlink() if data is None else path.write_bytes(data)
+
+    yield change
+    for path, data in before.items():
+        path.write_bytes(data)
+
+
+Change = Callable[[str, bytes | None], None]
+
+
+def test_everything_is_equal_and_any_number_of_rows_can_be_asked_for(made: Path) -> None:
+    report = verify(made, 1000)
+    assert report.good
+    assert (report.rows, report.worst, report.bad, report.damaged) == (6, 0.0, (), ())
+    assert report.verdicts == {"equal": 5, "failed again": 1}
+    assert json.loads(json.dumps(report.to_dict()))["good"] is True
+    assert verify(made, 2, seed=3).rows == 2
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_count_is_a_positive_integer(made: Path, count: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"count={count} must be a positive integer"):
+        verify(made, count)
+
+
+def test_no_store_and_no_finished_shard(store: Path, tmp_path: Path) -> None:
+    for look in (verify, stats):
+        with pytest.raises(StoreError, match=r"nothing\.parquet has no bookkeeping"):
+            look(tmp_path / "nothing.parquet")
+    for record in (Path(f"{store}.trunkline") / "shards").iterdir():
+        record.unlink()
+    with pytest.raises(StoreError, match="has no finished shard; run the command that makes it"):
+        verify(store)
+
+
+def test_images_that_are_others_now(made: Path, changed: Change) -> None:
+    other = made.parent / "other.png"
+    Image.new("RGB", (32, 32), "blue").save(other)
+    changed("0.png", other.read_bytes())
+    changed("1.png", None)
+    changed("2.png", other.read_bytes())
+    changed("5.png", b"no image either")
+    report = verify(made)
+    assert not report.good
+    assert {row.key: row.verdict for row in report.bad} == {
+        "0.png": "source changed",
+        "1.png": "unreadable now",
+        "2.png": "source changed",
+        "5.png": "source changed",
+    }
+    assert report.verdicts == {"source changed": 3, "unreadable now": 1, "equal": 2}
+    assert report.damaged == ()
+
+
+def test_an_image_that_was_away_is_there_again(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photos / '0.png'}\n{photos / 'later.png'}\n")
+    photos.mkdir()
+    Image.new("RGB", (32, 32), "red").save(photos / "0.png")
+    out = tmp_path / "f.parquet"
+    extract(
+        listed,
+        out,
+        backbone,
+        runtime="torch",
+        preprocessing=IMAGENET.with_size((32, 32)),
+        workers=1,
+        threads=1,
+    )
+    Image.new("RGB", (32, 32), "green").save(photos / "later.png")
+    report = verify(out)
+    assert [row.verdict for row in report.bad] == ["now readable"]
+    assert report.bad[0].difference is None
+
+
+def test_a_flipped_byte(store: Path) -> None:
+    part = sorted(store.glob("*.parquet"))[1]
+    data = bytearray(part.read_bytes())
+    data[8] ^= 1
+    part.write_bytes(data)
+    report = verify(store, 1, seed=next(s for s in range(99) if _first_shard_only(store, s)))
+    assert report.damaged == (part.name,)
+    assert not report.good
+
+
+def _first_shard_only(store: Path, seed: int) -> bool:
+    import random
+
+    return random.Random(seed).sample(range(6), 1)[0] < 4
+
+
+def test_a_lost_file(store: Path) -> None:
+    part = sorted(store.glob("*.parquet"))[1]
+    part.unlink()
+    report = verify(store, 1, seed=next(s for s in range(99) if _first_shard_only(store, s)))
+    assert report.damaged == (part.name,)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.00001, "close"), (1.01, "different")])
+def test_another_number_in_a_file_whose_digest_is_right(
+    store: Path, factor: float, verdict: str
+) -> None:
+    part = sorted(store.glob("*.parquet"))[0]
+    table = pq.read_table(part)
+    place = table.schema.get_field_index(COLUMN)
+    rows = table[COLUMN].to_pylist()
+    largest = int(np.argmax(np.abs(rows[3])))
+    rows[3][largest] *= factor
+    column = pa.array(rows, table.schema.field(COLUMN).type)
+    pq.write_table(table.set_column(place, table.schema.field(COLUMN), column), part)
+    bookkeeping = Store(store)
+    record = bookkeeping.record(0)
+    bookkeeping.write_record(replace(record, files={part.name: sha256_of(part)}))
+    report = verify(store)
+    assert report.damaged == ()
+    assert report.verdicts[verdict] == 1
+    assert report.worst == pytest.approx(factor - 1, rel=0.1)
+    assert report.good is (verdict == "close")
+    assert [row.key for row in report.bad] == ([] if report.good else ["3.png"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("f.parquet", {"dtype": "float16"}),
+        ("f", {"layout": "clip-retrieval", "normalize": True}),
+        pytest.param("f.zarr", {}, marks=newer_python),
+    ],
+)
+def test_every_format(
+    tmp_path: Path, backbone: Backbone, name: str, options: dict[str, Any]
+) -> None:
+    out = make(tmp_path, backbone, name, **options)
+    report = verify(out)
+    assert report.verdicts == {"equal": 5, "failed again": 1}
+    assert report.good
+    assert stats(out).images == 6
+
+
+def test_stats(made: Path) -> None:
+    report = stats(made)
+    assert (report.images, report.failed, report.shards, report.shards_planned) == (6, 1, 2, 2)
+    assert report.listed
+    assert report.bytes == sum(path.stat().st_size for path in made.iterdir())
+    assert report.images_per_second == pytest.approx(6 / report.seconds["total"], rel=0.01)
+    assert {*report.seconds} == {
+        *("read", "decode", "wait", "compute", "pool", "write", "total"),
+    }
+    assert report.job["network"]["variant"] == Store(made).manifest().job["network"]["variant"]
+    ((reason, count),) = report.failures
+    assert count == 1
+    assert "2.png" not in reason
+    assert json.loads(json.dumps(report.to_dict()))["images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bottleneck"),
+    [
+        ({"compute": 5.0, "wait": 3.0, "write": 1.0}, "compute"),
+        ({"compute": 2.0, "pool": 2.0, "wait": 3.0, "write": 1.0}, "compute"),
+        ({"compute": 1.0, "wait": 3.0, "write": 1.0}, "decode"),
+        ({"compute": 1.0, "wait": 0.5, "write": 9.0}, "write"),
+    ],
+)
+def test_bottleneck_and_reasons_over_shards(
+    store: Path, seconds: dict[str, float], bottleneck: str
+) -> None:
+    bookkeeping = Store(store)
+    zero = dict.fromkeys(("read", "decode", "wait", "compute", "pool", "write", "total"), 0.0)
+    failures = [(f"d/{n}.jpg", f"/data/d/{n}.jpg has {n} bytes") for n in (11, 12)]
+    for shard in (0, 1):
+        record = bookkeeping.record(shard)
+        bookkeeping.write_record(
+            replace(record, seconds={**zero, **seconds, "total": 2.0}, failures=failures, failed=2)
+        )
+    report = stats(store)
+    assert report.bottleneck == bottleneck
+    assert report.seconds["compute"] == 2 * seconds["compute"]
+    assert report.images_per_second == pytest.approx(6 / 4)
+    assert report.failed == 4
+    assert report.failures == (("… has N bytes", 4),)
+
+
+def test_stats_of_nothing_finished(store: Path) -> None:
+    for record in (Path(f"{store}.trunkline") / "shards").iterdir():
+        record.unlink()
+    report = stats(store)
+    assert (report.images, report.shards, report.shards_planned) == (0, 0, 2)
+    assert report.images_per_second == 0.0
