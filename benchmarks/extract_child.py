@@ -42,7 +42,14 @@ def build_runner(
     backbone = trunkline.create_backbone(name).eval()
     calibration = photos if precision == "int8" else None
     runner = trunkline.deploy(
-        backbone, runtime, precision, shape, preprocess=True, threads=2, calibration=calibration
+        backbone,
+        runtime,
+        precision,
+        shape,
+        preprocess=True,
+        threads=2,
+        calibration=calibration,
+        remeasure=True,  # an earlier decision may be of a busier day
     )
     runner.save(folder)
     return runner
@@ -50,9 +57,13 @@ def build_runner(
 
 def prepare(given: dict[str, Any]) -> dict[str, Any]:
     """Save a runner; say which engine it is."""
-    shape = tuple(given["shape"])
     runner = build_runner(
-        given["backbone"], given["precision"], shape, Path(given["runner"]), Path(given["photos"])
+        given["backbone"],
+        given["precision"],
+        tuple(given["shape"]),
+        Path(given["runner"]),
+        Path(given["photos"]),
+        given.get("runtime", "auto"),
     )
     return {"runtime": runner.runtime}
 

@@ -21,7 +21,7 @@ from trunkline.cli.root import app
 from trunkline.errors import ConfigError
 from trunkline.extraction.reports import Progress
 
-SMALL = ("--runtime", "torch", "--size", "32", "--workers", "1", "--threads", "1")
+SMALL = ("--runtime", "torch", "--size", "64", "--workers", "1", "--threads", "1")
 BATCHES = ("--batch-size", "2", "--shard-size", "2")
 NETWORK = ("--backbone", "regnet-x-002")
 
@@ -51,11 +51,11 @@ def error(*arguments: object) -> str:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Five images of noise."""
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(5):
-        noise = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        noise = drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     return folder
 
@@ -108,21 +108,15 @@ def test_a_folder_as_text_and_everything_that_can_be_done_with_the_store(
     assert "backbone  regnet-x-002, torch, fp32\n" in result.stdout
     assert as_json("stats", out)["images"] == 5
 
-    part = next(out.glob("*.parquet"))
+    part = min(out.glob("*.parquet"))
     data = bytearray(part.read_bytes())
     data[8] ^= 1
     part.write_bytes(data)
     Image.new("RGB", (32, 32)).save(photos / "4.png")
-    result = run("verify", out, "--count", "1", "--seed", _seed_of_last())
+    result = run("verify", out, "--count", "9")
     assert result.exit_code == 1
     assert f"damaged   {part.name} is not the file that was written\n" in result.stdout
     assert "source changed 4.png\n" in result.stdout
-
-
-def _seed_of_last() -> int:
-    import random
-
-    return next(s for s in range(999) if random.Random(s).sample(range(5), 1) == [4])
 
 
 def test_two_parts_are_merged(photos: Path, tmp_path: Path, runner: Path) -> None:
@@ -162,7 +156,7 @@ def test_sizes_of_their_own_are_padded(photos: Path, tmp_path: Path, runner: Pat
     Image.new("RGB", (40, 50)).save(photos / "0.png")
     out = tmp_path / "f.parquet"
     report = as_json(
-        *(photos, out, "--backbone", runner, "--size", "original", "--pad", "32"),
+        *(photos, out, "--backbone", runner, "--size", "original", "--pad", "64"),
         *("--workers", "1", "--threads", "1", "--normalize", "--dtype", "float16"),
     )
     assert (report["images"], report["failed"], report["batch_size"]) == (5, 0, 1)
@@ -170,7 +164,7 @@ def test_sizes_of_their_own_are_padded(photos: Path, tmp_path: Path, runner: Pat
     assert vectors.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(vectors.astype(float), axis=1), 1, atol=2e-3)
     manifest = json.loads((tmp_path / "f.parquet.trunkline" / "manifest.json").read_text())
-    assert manifest["job"]["images"]["preprocessing"]["pad_to_multiple"] == 32
+    assert manifest["job"]["images"]["preprocessing"]["pad_to_multiple"] == 64
 
 
 @pytest.mark.parametrize("text", ["2/2", "3", "-1/2", "1/0", "a/b", "0/2/3", " 0/2", ""])
@@ -190,12 +184,6 @@ def test_what_is_refused(photos: Path, tmp_path: Path, runner: Path) -> None:
     assert "--shard got '2/2'" in error(photos, out, *NETWORK, "--shard", "2/2")
     assert "which has its weights, and --weights is default; leave --weights out" in error(
         photos, out, *saved, "--weights", "default"
-    )
-    assert "dtype='int8' is unknown; use float32 or float16" in error(
-        photos, out, *saved, "--dtype", "int8"
-    )
-    assert "decode='best' is unknown; use one of exact, fast" in error(
-        photos, out, *saved, "--decode", "best"
     )
     assert "engine='dask' is unknown; use one of local, ray" in error(
         photos, out, *saved, "--engine", "dask"

@@ -221,7 +221,7 @@ def hangs_until(released: threading.Event, seen: threading.Event) -> Answer:
 
     def answer(handler: Any, body: bytes) -> None:
         seen.set()
-        released.wait(30)
+        released.wait(90)
         handler.serve(body)
 
     return answer
@@ -239,11 +239,11 @@ def test_a_worker_that_dies(
     with ThreadPoolExecutor(1) as aside:
         running = aside.submit(run, source, tmp_path / "f.parquet", backbone)
         for one in seen:  # the only worker waits for that file
-            assert one.wait(30)
+            assert one.wait(90)
             (worker,) = active_children()
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
-        report = running.result(60)
+        report = running.result(120)
     over.set()
     first, *others = rows(tmp_path / "f.parquet")
     assert (report.images, report.complete) == (COUNT, True)
@@ -279,12 +279,17 @@ def test_sigterm_ends_a_run_that_can_be_resumed(
     url = host.add("/0.jpg", content, hangs_until(threading.Event(), seen))
     source = listed(tmp_path, *photos[:6], url, *photos[7:])
     out = tmp_path / "f.parquet"
-    options = ["--shard-size", "4", "--timeout", "1"]
+    options = ["--shard-size", "4", "--timeout", "2"]
     process = start(command(source, out, runner, *options))
-    assert seen.wait(30)  # a worker waits for the 7th image, of the second shard
-    wait_for(lambda: done_shards(out) == 1, "the first shard is not written")
-    (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
-    printed, errors = process.communicate(timeout=30)
+    try:
+        assert seen.wait(90)  # a worker waits for the 7th image, of the second shard
+        wait_for(lambda: done_shards(out) == 1, "the first shard is not written", 90)
+        (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+        printed, errors = process.communicate(timeout=90)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Stopping after this batch; once more ends it at once." in errors
     assert '"stopped": true' in printed

@@ -125,7 +125,7 @@ def verify(
 
     Args:
         out: A store.
-        count: Rows; all of them where the store has no more.
+        count: Rows of undamaged shards; all of them where there are no more.
         seed: Of the choice.
         threads: That the network uses; None for all cores.
 
@@ -148,7 +148,12 @@ def verify(
     damaged = _damaged(
         store, {name: digest for one in records for name, digest in one.files.items()}
     )
-    places = [(one.shard, number) for one in records for number in range(one.images)]
+    places = [  # what is damaged cannot be relied on to be read
+        (one.shard, number)
+        for one in records
+        if one.files.keys().isdisjoint(damaged)
+        for number in range(one.images)
+    ]
     chosen = sorted(random.Random(seed).sample(places, min(count, len(places))))  # noqa: S311
     computing = computing_of(store, manifest, threads)
     checks = []
