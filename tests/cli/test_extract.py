@@ -236,7 +236,7 @@ def test_a_line_a_minute_where_nobody_looks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter((0.0, 59.0, 61.0, 61.0, 122.0, 122.0, 183.0, 183.0))
-    monkeypatch.setattr(verb.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("trunkline.cli.extract.time.monotonic", lambda: next(clock))
     show: Callable[[Progress], None] = verb._Lines()
     show(progress(20, listed=False))
     assert capsys.readouterr().err == ""

@@ -192,9 +192,11 @@ def test_in_a_cluster_of_the_caller(
     assert stopped.shards_missing + stopped.shards == SHARDS
     assert parts(tmp_path / "stopped.parquet").items() <= parts(whole).items()
 
-    shutil.rmtree(tmp_path / "stopped.parquet.trunkline" / "runner")
+    broken = tmp_path / "broken.parquet"
+    run(photos, broken, backbone, shard=(0, 2))
+    shutil.rmtree(tmp_path / "broken.parquet.trunkline" / "runner")
     with pytest.raises(TrunklineError, match="runner"):  # an actor's, as the local engine has it
-        run(photos, tmp_path / "stopped.parquet", backbone, engine="ray")
+        run(photos, broken, backbone, engine="ray")
 
     mended = photos / BAD
     Image.new("RGB", (40, 40), "red").save(mended)

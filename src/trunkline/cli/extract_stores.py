@@ -32,7 +32,7 @@ def verify_command(
         for name in report.damaged:
             typer.echo(f"damaged   {one_line(name)} is not the file that was written")
         for row in report.bad:
-            typer.echo(f"{row.verdict:<10}{one_line(row.key)}")
+            typer.echo(f"{row.verdict:<9} {one_line(row.key)}")
     if not report.good:
         raise typer.Exit(1)
 

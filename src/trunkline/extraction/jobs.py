@@ -12,7 +12,7 @@ import importlib.metadata
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +197,8 @@ def open_job(
         StoreError: The store is of another job.
         ConfigError: The job cannot be: a format that cannot hold it, a runner for other sizes.
     """
+    schema = schema_of(asked, {})
+    store.format_for(asked.layout, schema)  # refuses what it cannot hold before any work is done
     store.create_folders()
     with store.setup_lock():
         if store.begun:
@@ -208,10 +210,9 @@ def open_job(
             source=asked.source,
             layout=asked.layout,
             job=job,
-            schema=schema_of(asked, job),
+            schema=replace(schema, made_by=job),
             machine=processor().describe(),
         )
-        store.format(manifest)  # refuses what it cannot hold before anything is written
         if store.runner_folder.exists():  # of a run that died before its manifest
             shutil.rmtree(store.runner_folder)
         runner.save(store.runner_folder)

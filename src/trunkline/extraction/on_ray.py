@@ -220,6 +220,8 @@ def _start(ray: Any, address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # Where the caller has imported Ray, the environment came too late.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, **options)

@@ -192,7 +192,15 @@ class Store:
 
     def format(self, manifest: Manifest) -> ShardFormat:
         """Return what writes and reads the data files."""
-        return format_of(self.out, manifest.layout)(self.out, self.scratch, manifest.schema)
+        return self.format_for(manifest.layout, manifest.schema)
+
+    def format_for(self, layout: str | None, schema: Schema) -> ShardFormat:
+        """Return the same for a store without a manifest.
+
+        Raises:
+            ConfigError: The format cannot hold such features.
+        """
+        return format_of(self.out, layout)(self.out, self.scratch, schema)
 
     def plan(self, manifest: Manifest) -> Plan:
         """Return the listing of the store's source, as far as it is frozen now."""

@@ -1,0 +1,79 @@
+"""Options of ``extract`` that are refused before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trunkline import Backbone, deploy
+from trunkline.errors import ConfigError
+from trunkline.extraction.extracting import extract
+from trunkline.preprocessing import IMAGENET
+
+SMALL = IMAGENET.with_size(32)
+
+
+@pytest.fixture(scope="module")
+def backbone(families: dict[str, Any]) -> Backbone:
+    """A tiny network that returns all four levels."""
+    built: Backbone = families["resnet-basic"].build()
+    return built
+
+
+def run(src: Path, out: Path, network: Any, **options: Any) -> None:
+    """Ask for features of small images."""
+    fixed: dict[str, Any] = {"preprocessing": SMALL, "batch_size": 4}
+    if isinstance(network, Backbone):
+        fixed["runtime"] = "torch"
+    extract(src, out, network, **{**fixed, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be a positive integer"),
+        ({"shard_size": -1}, "shard_size=-1 must be a positive integer"),
+        ({"workers": 1.5}, "workers=1.5 must be a positive integer"),
+        ({"threads": True}, "threads=True must be a positive integer"),
+        ({"timeout_seconds": 0}, "timeout_seconds=0 must be more than 0"),
+        ({"dtype": "float64"}, "dtype='float64' is unknown; use float32 or float16"),
+        ({"decode": "quick"}, "decode='quick' is unknown; use one of"),
+        ({"engine": "spark"}, "engine='spark' is unknown; use one of local, ray"),
+        ({"max_errors": -1}, "max_errors=-1 must be 0 or more"),
+        ({"shard": (2, 2)}, r"shard=\(2, 2\) must be \(i, n\) with i from 0"),
+        ({"pool": "mean"}, "pool='mean' is unknown; use one of avg, max, gem, none"),
+        ({"pool": "none"}, "Parquet holds pooled features"),
+        ({"levels": (3, 3)}, r"levels=\(3, 3\) must be some of what the backbone returns"),
+        ({"levels": ()}, r"levels=\(\) must be some of what the backbone returns"),
+        ({"layout": "tfrecord"}, "no layout 'tfrecord'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_outside_what_is_allowed(
+    photos: Path, backbone: Backbone, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        run(photos, tmp_path / "f.parquet", backbone, **options)
+    assert not (tmp_path / "f.parquet").exists()
+
+
+def test_jobs_that_cannot_be(photos: Path, backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no format for .*features: a store is called NAME"):
+        run(photos, tmp_path / "features", backbone)
+    if sys.version_info >= (3, 11):
+        whole = IMAGENET.with_size(None)
+        with pytest.raises(ConfigError, match="maps of one array have one size"):
+            run(photos, tmp_path / "f.zarr", backbone, preprocessing=whole, batch_size=None)
+    runner = deploy(backbone, "torch", "fp32", (2, 64, 64), threads=1)
+    with pytest.raises(ConfigError, match=r"takes batches of 2 images of 64x64.* have 32x32"):
+        run(photos, tmp_path / "g.parquet", runner, batch_size=None)
+    with pytest.raises(ConfigError, match=r"the runner is torch, fp32; leave runtime"):
+        run(photos, tmp_path / "g.parquet", runner, runtime="onnxruntime")
+    inside = deploy(backbone, "torch", "fp32", preprocess=True, threads=1)
+    other = dataclasses.replace(SMALL, mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ConfigError, match="the runner normalises by itself"):
+        run(photos, tmp_path / "g.parquet", inside, preprocessing=other)
