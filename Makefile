@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .venv-peers
 
-.PHONY: demo test check fix parity bench bench-loading bench-peers bench-extract goldens clean help
+.PHONY: demo test test-ray check fix parity bench bench-loading bench-peers bench-extract goldens clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ demo: $(VENV)/.ready  ## features of a real photo, one backbone of each family; 
 
 test: $(VENV)/.ready  ## the whole test suite, two workers
 	$(BIN)/python -m pytest -n 2 -q
+
+test-ray: $(VENV)/.ready  ## what takes long on a Ray cluster: resuming, stopping, errors of actors
+	$(BIN)/python -m pytest -q -m cluster tests/extraction/test_on_ray.py
 
 check: $(VENV)/.ready  ## format, lint, types, generated pages
 	$(BIN)/ruff format --check .

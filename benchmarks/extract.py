@@ -88,7 +88,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         self.args, self.work = args, work
-        self.src = work / "photos"
+        self.src = work / f"photos{args.images}"
         write_photos(self.src, args.images)
 
     def runner(self, precision: str, backbone: str = BACKBONE, side: int = 224) -> Path:
@@ -141,7 +141,7 @@ class Bench:
     def memory(self) -> Figures:
         """Extract from many images with a small network, and look at the memory."""
         source = self.work / "many"
-        files = self.work / "photos1000"
+        files = self.work / f"photos{FILES}"
         write_photos(files, FILES)
         for part in range(MARKS[-1] // FILES):
             folder = source / f"{part:02d}"

@@ -26,16 +26,8 @@ def write_page(page: Path, kept: Figures) -> None:
         page: Where to.
         kept: Section → its setting, command and figures.
     """
-    sections = {
-        "peer": _peer,
-        "overhead": _overhead,
-        "memory": _memory,
-        "start": _start,
-        "ray": _ray,
-        "batch": _batch,
-    }
-    found = {name: kept[name]["figures"] for name in sections if name in kept}
-    parts = [_head(kept), _summary(found), *(sections[name](one) for name, one in found.items())]
+    found = {name: kept[name]["figures"] for name in _SECTIONS if name in kept}
+    parts = [_head(kept), _summary(found), *(_SECTIONS[name](one) for name, one in found.items())]
     with written_whole(page) as path:
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -70,6 +62,8 @@ def _head(kept: Figures) -> str:
         "on this page is typed by hand. The figures are in "
         "[extract-benchmarks.json](extract-benchmarks.json).\n\n" + head_lines(kept, names)
     )
+    if missing := [name for name in _SECTIONS if name not in kept]:
+        text += f"\n\nNot measured yet: {', '.join(missing)}."
     if busy:
         text += (
             f"\n\nThe load average counts what this program itself did before a section, and "
@@ -97,8 +91,9 @@ def _summary(found: Figures) -> str:
             ratio = peer["ratios"][precision]["steady"]
             rows.append([what, f"≥ {wanted}×", f"{ratio:.2f}×", _verdict(ratio >= wanted)])
         else:
-            why = peer["missing"].get(precision, "not measured yet")
-            rows.append([what, f"≥ {wanted}×", f"not measurable: {why}", ""])
+            why = peer["missing"].get(precision)
+            told = f"not measurable: {why}" if why else "not measured yet"
+            rows.append([what, f"≥ {wanted}×", told, ""])
     for precision, one in found.get("overhead", {}).items():
         share = one["overhead"]
         what = f"decoding and writing over pure inference, {precision}"
@@ -260,3 +255,13 @@ def _batch(found: Figures) -> str:
         "size, in turns, medians. `extract` takes four images per thread (8 on two cores).\n\n"
         + table(["batch", "images/s", "of the best"], rows)
     )
+
+
+_SECTIONS = {
+    "peer": _peer,
+    "overhead": _overhead,
+    "memory": _memory,
+    "start": _start,
+    "ray": _ray,
+    "batch": _batch,
+}

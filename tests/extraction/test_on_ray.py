@@ -164,6 +164,7 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.cluster
 def test_in_a_cluster_of_the_caller(
     photos: Path, backbone: Any, tmp_path: Path, cluster: Any
 ) -> None:
