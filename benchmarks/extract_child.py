@@ -92,7 +92,7 @@ def extracted(src: Path, out: Path, runner: Any, **options: Any) -> dict[str, An
 
 def run_extract(given: dict[str, Any]) -> dict[str, Any]:
     """Extract with a saved runner: what the plain script is compared with."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     import trunkline
 
