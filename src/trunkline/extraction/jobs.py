@@ -332,7 +332,7 @@ def _batch_of_runner(runner: Runner, asked: Asked) -> int:
 def _batch_size(asked: Asked, threads: int | None) -> int:
     """Choose: enough for every thread to have work, little enough for the memory.
 
-    Beyond a few images per thread a processor gains nothing: docs/extract.md has the figures.
+    A rule of thumb, which `benchmarks/extract.py --only batch` checks.
     """
     size = asked.decoding.size
     if size is None:
