@@ -22,6 +22,7 @@ What is done after decoding, exactly (``docs/images.md`` has all of it in one ta
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,7 @@ __all__ = [
     "Preprocessing",
     "decode_image",
     "decode_photo",
+    "image_suffixes",
     "load_images",
     "pixels",
     "preprocess",
@@ -139,6 +141,16 @@ def load_images(
                 "set a crop or a warp that makes them equal, or load them one by one."
             )
     return torch.stack(images)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of file names that count as photos, in small letters, dot included.
+
+    They are what this machine's Pillow knows for ``FORMATS``.
+    """
+    known = Image.registered_extensions()
+    return frozenset(suffix.lower() for suffix, format_ in known.items() if format_ in FORMATS)
 
 
 def _resized(image: Image.Image | Photo, preprocessing: Preprocessing, caller: str) -> Image.Image:

@@ -12,10 +12,11 @@ import pytest
 
 from trunkline.errors import ConfigError, SourceError
 from trunkline.extraction import sources, walking
-from trunkline.extraction.locations import image_suffixes, local_path
+from trunkline.extraction.locations import local_path
 from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import Source, list_items, source_of
+from trunkline.images import image_suffixes
 
 SORTED = ["a/1.jpg", "a/2.JPEG", "b.jpg", "c/d/3.jpg", "e.jpg"]
 

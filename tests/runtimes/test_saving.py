@@ -18,6 +18,7 @@ from tests.runtimes.conftest import furthest, own_maps
 import trunkline
 from trunkline import Backbone, Runner, deploy, load_runner
 from trunkline.errors import ConfigError, NotInstalledError, OutputError, RunnerError
+from trunkline.outputs import digest_of
 from trunkline.runtimes import engine, onnx_runtime, saving
 from trunkline.runtimes.processor import Processor
 
@@ -206,7 +207,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     fields = json.loads(path.read_text())
     del fields["sha256"]
     change(fields)
-    path.write_text(json.dumps({**fields, "sha256": saving._digest(fields)}))
+    path.write_text(json.dumps({**fields, "sha256": digest_of(fields)}))
 
 
 def edit(text: str, other: str) -> Callable[[Path], None]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote_to_bytes
 
 from trunkline.errors import SourceError
-from trunkline.images import FORMATS
+from trunkline.images import image_suffixes
 from trunkline.runtimes.optional import require
 
 OPEN_ARCHIVES = 8
@@ -26,18 +26,6 @@ OPEN_ARCHIVES = 8
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 _FILE = "file://"
 _GLOB, _WEB_GLOB = re.compile(r"[*?\[]"), re.compile(r"[*\[]")
-
-
-@lru_cache(maxsize=1)
-def image_suffixes() -> frozenset[str]:
-    """Return the endings of file names that count as images, in small letters, dot included.
-
-    They are what this machine's Pillow knows for ``trunkline.images.FORMATS``.
-    """
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    return frozenset(suffix.lower() for suffix, format_ in known.items() if format_ in FORMATS)
 
 
 def is_image_name(name: str) -> bool:

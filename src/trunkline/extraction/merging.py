@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from trunkline.errors import ConfigError, StoreError
@@ -54,10 +55,7 @@ def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
             f"{target.out} is another format than {given[0].out}; give a name with the ending "
             f"{given[0].out.suffix!r}."
         )
-    plans = [
-        Plan(store.plan_folder, manifest.source, manifest.schema.shard_size)
-        for store, manifest in zip(given, manifests, strict=True)
-    ]
+    plans = [store.plan(manifest) for store, manifest in zip(given, manifests, strict=True)]
     longest = max(range(len(plans)), key=lambda number: plans[number].counts().shards)
     _check_listings(given, plans, longest)
     target.create_folders()
@@ -116,6 +114,6 @@ def _copy(store: Store, target: Store, manifest: Manifest) -> int:
             files = writer.commit()
         finally:
             writer.discard()
-        target.write_record(type(record)(**{**vars(record), "files": files}))
+        target.write_record(replace(record, files=files))
         rows += record.images
     return rows

@@ -17,12 +17,11 @@ with its process, however that ends.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from trunkline.extraction.formats import ShardFormat, format_of
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.records import Column, Schema
 from trunkline.extraction.sources import Source
+from trunkline.outputs import digest_of
 
 SUFFIX = ".trunkline"
 _FORMAT = 1
@@ -70,7 +70,7 @@ class Manifest:
             "shard_size": self.schema.shard_size,
             "machine": self.machine,
         }
-        return json.dumps({**fields, "sha256": _digest(fields)}, indent=2) + "\n"
+        return json.dumps({**fields, "sha256": digest_of(fields)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -86,7 +86,7 @@ class Manifest:
                 f"{path} has format {fields.get('format')!r} and this version of trunkline reads "
                 f"{_FORMAT}; use the version that wrote it, or extract into a new place."
             )
-        if digest != _digest(fields):
+        if digest != digest_of(fields):
             raise StoreError(
                 f"{path} was changed after it was written; restore it, or extract into a new place."
             )
@@ -133,7 +133,7 @@ class ShardRecord:
 
     def first_failures(self) -> ShardRecord:
         """Return the same with no more failures than a record keeps."""
-        return ShardRecord(**{**vars(self), "failures": self.failures[:_KEPT_FAILURES]})
+        return replace(self, failures=self.failures[:_KEPT_FAILURES])
 
 
 class Store:
@@ -281,10 +281,6 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], above: str 
 def _short(value: object) -> str:
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, ImageError, InputError
-from trunkline.images import FORMATS, ImageSource, decode_image, pixels
+from trunkline.images import ImageSource, decode_image, image_suffixes, pixels
 from trunkline.images import preprocess as preprocess_image
 from trunkline.preprocessing import IMAGENET, Preprocessing, is_positive_int
 
@@ -144,8 +144,7 @@ def _photos_in(folder: Path) -> list[Path]:
         raise ImageError(
             f"calibration={str(folder)!r} {what}; give a folder of photos, or a list of paths."
         )
-    Image.init()
-    suffixes = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+    suffixes = image_suffixes()
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not photos:
         raise ImageError(

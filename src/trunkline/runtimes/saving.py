@@ -10,18 +10,17 @@ Nothing here imports PyTorch, and neither does a loaded runner of ONNX Runtime o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trunkline
 from trunkline.errors import ConfigError, RunnerError
-from trunkline.outputs import folder_written_whole, sha256_of
+from trunkline.outputs import digest_of, folder_written_whole, sha256_of
 from trunkline.preprocessing import is_positive_int
 from trunkline.runtimes.engine import ENGINES, Engine, Spec, engine_class, versions_of
 from trunkline.runtimes.fidelity import LevelFidelity
@@ -62,7 +61,7 @@ class Manifest:
             "spec": self.spec.to_dict(),
             "fidelity": [one.to_dict() for one in self.fidelity],
         }
-        return json.dumps({**fields, "sha256": _digest(fields)}, indent=2) + "\n"
+        return json.dumps({**fields, "sha256": digest_of(fields)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -89,7 +88,7 @@ class Manifest:
                 f"{path} has format {written!r} and this version of trunkline reads {_FORMAT}; "
                 "save the runner again, or use the version that wrote it."
             )
-        if digest != _digest({"format": written, **fields}):
+        if digest != digest_of({"format": written, **fields}):
             raise RunnerError(
                 f"{path} was changed after it was written; restore it, or save the runner again. "
                 "Threads can be chosen with load_runner(folder, threads=...)."
@@ -97,10 +96,6 @@ class Manifest:
         fields["spec"] = Spec.from_dict(fields["spec"])
         fields["fidelity"] = tuple(LevelFidelity(**one) for one in fields["fidelity"])
         return cls(**fields)
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def save_runner(runner: Runner, engine: Engine, folder: str | os.PathLike[str]) -> Path:
