@@ -61,6 +61,7 @@ __all__ = [
     "decode_photo",
     "image_suffixes",
     "load_images",
+    "normalised",
     "pixels",
     "preprocess",
 ]
@@ -82,7 +83,10 @@ def preprocess(image: Image.Image | Photo, preprocessing: Preprocessing = IMAGEN
             would exceed ``MAX_PIXELS``, or that padding would add more than that.
         ConfigError: a photo that was decoded at reduced scale for a smaller size than this one.
     """
-    return _normalised(_resized(image, preprocessing, "preprocess"), preprocessing)
+    import torch
+
+    picture = np.array(_resized(image, preprocessing, "preprocess"))  # (H, W, 3) uint8
+    return torch.from_numpy(normalised(picture[None], preprocessing)[0])
 
 
 def pixels(
@@ -108,6 +112,32 @@ def pixels(
         (224, 224, 3)
     """
     return np.array(_resized(image, preprocessing, "pixels"))
+
+
+def normalised(
+    pixels: NDArray[np.uint8], preprocessing: Preprocessing = IMAGENET
+) -> NDArray[np.float32]:
+    """Return the numbers of pictures that ``pixels`` made, as ``preprocess`` does for one.
+
+    Needs no PyTorch.
+
+    Args:
+        pixels: (N, H, W, 3) uint8 RGB.
+        preprocessing: Its numbers are used.
+
+    Returns:
+        (N, 3, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
+    """
+    values = np.moveaxis(pixels, -1, 1)  # (N, 3, H, W)
+    if preprocessing.channel_order == "BGR":
+        values = values[:, ::-1]
+    numbers = np.ascontiguousarray(values, np.float32)
+    if preprocessing.value_range == "0..1":
+        numbers /= np.float32(255)
+    shape = (3, 1, 1)
+    numbers -= np.array(preprocessing.mean, np.float32).reshape(shape)
+    numbers /= np.array(preprocessing.std, np.float32).reshape(shape)
+    return numbers
 
 
 def load_images(
@@ -203,19 +233,6 @@ def _padded(picture: Image.Image, preprocessing: Preprocessing, photo: Photo) ->
             f"{MAX_PIXELS} pixels; use a smaller multiple, or a crop or warp to a fixed size."
         )
     return picture.crop((0, 0, width, height))  # outside is black
-
-
-def _normalised(picture: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
-    import torch
-
-    values = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
-    if preprocessing.channel_order == "BGR":
-        values = values.flip(-1)
-    values = values.permute(2, 0, 1).contiguous().float()  # (3, H, W)
-    if preprocessing.value_range == "0..1":
-        values /= 255
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return values.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def _crop_start(size: int, crop: int) -> int:

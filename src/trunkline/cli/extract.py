@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -190,10 +190,10 @@ def run_command(  # one parameter per flag
             levels=return_idx,
             pool=pool,
             normalize=normalize,
-            dtype=_dtype(dtype),
+            dtype=cast(Any, dtype),  # extract says what is allowed
             layout=layout,
             preprocessing=_preprocessing(network, size, pad),
-            decode=_decode(decode),
+            decode=cast(Any, decode),
             **({} if max_pixels is None else {"max_pixels": max_pixels}),
             column=column,
             key_column=key_column,
@@ -235,14 +235,6 @@ def parse_shard(text: str) -> tuple[int, int]:
             "machines."
         )
     return part, parts
-
-
-def _dtype(text: str | None) -> Any:  # extract says what is allowed
-    return text
-
-
-def _decode(text: str) -> Any:  # as for the dtype
-    return text
 
 
 def _is_saved_runner(backbone: str) -> bool:

@@ -156,13 +156,14 @@ def verify(
     ]
     chosen = sorted(random.Random(seed).sample(places, min(count, len(places))))  # noqa: S311
     computing = computing_of(store, manifest, threads)
+    decoding = Decoding.from_dict(manifest.source, manifest.job["images"])
     checks = []
     for shard in sorted({shard for shard, _ in chosen}):
         numbers = [number for one, number in chosen if one == shard]
         items = plan.items(shard)
         stored = _rows(store, manifest, shard, numbers)
         checks += [
-            _check(items[number], row, manifest, computing)
+            _check(items[number], row, decoding, manifest, computing)
             for number, row in zip(numbers, stored, strict=True)
         ]
     return VerifyReport(
@@ -198,9 +199,10 @@ def _rows(store: Store, manifest: Manifest, shard: int, numbers: Sequence[int]) 
     return found
 
 
-def _check(item: Item, stored: Block, manifest: Manifest, computing: Any) -> RowCheck:
+def _check(
+    item: Item, stored: Block, decoding: Decoding, manifest: Manifest, computing: Any
+) -> RowCheck:
     row = stored.rows[0]
-    decoding = Decoding.from_dict(manifest.source, manifest.job["images"])
     decoded, pixels = decode_item(decoding, item)
     if decoded.row.sha256 != row.sha256 and None not in (decoded.row.sha256, row.sha256):
         return RowCheck(key=item.key, verdict="source changed", difference=None)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from trunkline.extraction.pipeline import Seconds
 from trunkline.extraction.pooling import Pool, pooled
 from trunkline.extraction.records import Schema
-from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.images import normalised
+from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.runner import Runner
 
 
@@ -70,27 +71,3 @@ class Computing:
         seconds.compute += computed - began
         seconds.pool += time.perf_counter() - computed
         return values
-
-
-def normalised(
-    pixels: NDArray[np.uint8], preprocessing: Preprocessing = IMAGENET
-) -> NDArray[np.float32]:
-    """Return the same numbers as ``trunkline.images.preprocess``, for a batch and without PyTorch.
-
-    Args:
-        pixels: (N, H, W, 3) uint8 RGB.
-        preprocessing: Its numbers are used.
-
-    Returns:
-        (N, 3, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
-    """
-    values = np.moveaxis(pixels, -1, 1)  # (N, 3, H, W)
-    if preprocessing.channel_order == "BGR":
-        values = values[:, ::-1]
-    numbers = np.ascontiguousarray(values, np.float32)
-    if preprocessing.value_range == "0..1":
-        numbers /= np.float32(255)
-    shape = (3, 1, 1)
-    numbers -= np.array(preprocessing.mean, np.float32).reshape(shape)
-    numbers /= np.array(preprocessing.std, np.float32).reshape(shape)
-    return numbers

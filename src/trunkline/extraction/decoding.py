@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from trunkline.errors import ImageError
 from trunkline.extraction.memory import Piece, free_abandoned
 from trunkline.extraction.reading import read_bytes
-from trunkline.extraction.records import Item, Row
+from trunkline.extraction.records import Item, Row, as_utf8
 from trunkline.extraction.sources import Source
 from trunkline.extraction.workers import WorkerContext
 from trunkline.images import MAX_PIXELS, Decode, decode_photo, pixels
@@ -104,9 +104,9 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
         )
         values = pixels(photo, decoding.preprocessing)
     except ImageError as error:
-        return _timed(replace(row, error=_text(error)), started, read), None
+        return _timed(replace(row, error=as_utf8(str(error))), started, read), None
     except Exception as error:  # a fault of ours or of a library must not end a run of days
-        return _timed(replace(row, error=_text(repr(error))), started, read), None
+        return _timed(replace(row, error=as_utf8(repr(error))), started, read), None
     row = replace(row, width=photo.width, height=photo.height, status="ok", error=None)
     return _timed(row, started, read), values
 
@@ -126,11 +126,6 @@ def failed_row(item: Item, error: str) -> Row:
 
 def _timed(row: Row, started: float, read: float) -> Decoded:
     return Decoded(row, read - started, time.perf_counter() - read)
-
-
-def _text(error: object) -> str:
-    """Return a message that any table can hold: Parquet takes no lone surrogates."""
-    return str(error).encode("utf-8", "backslashreplace").decode()
 
 
 class _Worker:
@@ -206,7 +201,7 @@ class Batch:
                 f"the process that decoded {item.path} died (exit code {error.exitcode}); "
                 "out of memory is the usual reason."
             )
-        return Decoded(failed_row(item, _text(why)), 0.0, 0.0)
+        return Decoded(failed_row(item, as_utf8(why)), 0.0, 0.0)
 
     def _take(self, result: Any) -> Decoded:
         decoded: Decoded = result

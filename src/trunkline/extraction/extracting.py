@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from trunkline.extraction.records import Dtype
 from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.sources import source_of
-from trunkline.extraction.store import Store
+from trunkline.extraction.store import Manifest, Store
 from trunkline.images import MAX_PIXELS
 from trunkline.photos import DECODES, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
@@ -243,7 +244,7 @@ class _Run:
         """Compute in this process and its workers."""
         manifest, computing = open_job(self._asked, self._store, self._threads)
         plan = self._store.plan(manifest)
-        before = self._done_before()
+        before = self._done_before(plan)
         session = Session(
             self._store,
             manifest,
@@ -256,26 +257,26 @@ class _Run:
             max_errors=self._max_errors,
             progress=lambda tally: self._tell(plan, tally),
         )
-        lister = threading.Thread(target=self._list_ahead, args=(plan,), daemon=True)
+        ended = threading.Event()
+        lister = threading.Thread(target=self._list_ahead, args=(plan, ended), daemon=True)
         lister.start()
         try:
-            with session:
+            with closing(session):
                 if retry_failed:
                     session.retry(self._failed_shards())
                 session.compute(self._mine(plan))
         finally:
-            self._listing_ended = True
+            ended.set()
             lister.join()
-        return self._report(plan, session.tally, before)
+        return self._report(manifest, plan, session.tally, before)
 
     def on_ray(self, address: str | None, *, retry_failed: bool) -> ExtractReport:
         """Compute on a cluster."""
         from trunkline.extraction.on_ray import compute_on_ray
 
         manifest, _ = open_job(self._asked, self._store, self._threads)
-        self._store.format(manifest).create()
         plan = self._store.plan(manifest)
-        before = self._done_before()
+        before = self._done_before(plan)
         tally = compute_on_ray(
             self._store,
             self._mine(plan),
@@ -288,14 +289,12 @@ class _Run:
             stopping=self._stopping,
             progress=lambda tally: self._tell(plan, tally),
         )
-        return self._report(plan, tally, before)
+        return self._report(manifest, plan, tally, before)
 
-    _listing_ended = False
-
-    def _list_ahead(self, plan: Plan) -> None:
+    def _list_ahead(self, plan: Plan, ended: threading.Event) -> None:
         """List the source to its end while it is being computed, so that the total is known."""
         try:
-            while not (self._stopping.is_set() or self._listing_ended) and plan.extend():
+            while not (self._stopping.is_set() or ended.is_set()) and plan.extend():
                 pass
         except TrunklineError:
             return  # whoever computes meets the same error where it reaches that shard
@@ -316,9 +315,9 @@ class _Run:
             if record.failed and record.shard % parts == part
         ]
 
-    def _done_before(self) -> int:
-        done = [record.images for record in self._store.records()]
-        self._before = sum(done)
+    def _done_before(self, plan: Plan) -> int:
+        done = self._store.done()
+        self._before = sum(plan.size(shard) for shard in done)
         return len(done)
 
     def _tell(self, plan: Plan, tally: Tally) -> None:
@@ -336,10 +335,9 @@ class _Run:
             )
         )
 
-    def _report(self, plan: Plan, tally: Tally, before: int) -> ExtractReport:
-        manifest = self._store.manifest()
+    def _report(self, manifest: Manifest, plan: Plan, tally: Tally, before: int) -> ExtractReport:
         counts = plan.counts()
-        missing = sum(not self._store.is_done(number) for number in range(counts.shards))
+        missing = counts.shards - len(self._store.done())
         complete = counts.complete and not missing
         if complete:
             self._store.format(manifest).finish(counts.images)

@@ -77,12 +77,11 @@ class ShardWorker:
         self._alive = Path(run, f"actor-{secrets.token_hex(8)}")
         with writing(store.out):
             self._alive.touch()
-        self._session.__enter__()
 
     def __del__(self) -> None:
         """Ray Data's way to close an actor: it deletes what it made of the class."""
         if hasattr(self, "_alive"):
-            self._session.__exit__(None, None, None)
+            self._session.close()
             self._alive.unlink(missing_ok=True)
 
     def _look(self, _: Tally) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from trunkline.errors import ConfigError, StoreError
 from trunkline.extraction.durable import aside, put_in_place, remove, writing
-from trunkline.extraction.records import ROW_COLUMNS, Block, Row, Schema
+from trunkline.extraction.records import ROW_COLUMNS, Block, Row, Schema, as_utf8
 from trunkline.outputs import sha256_of
 from trunkline.runtimes.optional import require
 
@@ -281,7 +281,4 @@ def _row_fields() -> list[pa.Field]:
 
 
 def _plain(value: object) -> object:
-    r"""Return a text that UTF-8 can hold; what of a file's name it cannot becomes ``\udcff``."""
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
-    return value
+    return as_utf8(value) if isinstance(value, str) else value

@@ -147,9 +147,10 @@ class Pipeline:
                 self._take(batch, block)
                 self._on_batch(len(block.rows))
                 if cut.ends_block:
-                    if not self._try_again(block):
+                    whole = self._joined(block)
+                    if not self._try_again(whole, block):
                         return
-                    yield Finished(cut.shard, self._closed(block), cut.ends_shard, block.seconds)
+                    yield Finished(cut.shard, whole, cut.ends_shard, block.seconds)
                     block = _Open()
         finally:
             for _, batch in under_way:
@@ -189,10 +190,9 @@ class Pipeline:
                 values[name][ok] = computed[ok]
         return decoded, values
 
-    def _try_again(self, block: _Open) -> bool:
+    def _try_again(self, whole: Block, block: _Open) -> bool:
         """Decode and compute what failed once more; return False where that was broken off."""
-        failed = [number for number, row in enumerate(block.rows) if row.status == "failed"]
-        joined = self._joined(block)
+        failed = whole.failed
         for start in range(0, len(failed), self._decoders.batch_size):
             if self._stopping.is_set():
                 return False
@@ -203,18 +203,15 @@ class Pipeline:
             finally:
                 batch.release()
             for number, one in zip(numbers, decoded, strict=True):
-                block.rows[number] = one.row
+                whole.rows[number] = one.row
             for name, array in values.items():
-                joined[name][numbers] = array
-        block.values = [joined]
+                whole.values[name][numbers] = array
         # What ends a run may have ended its workers as well: no fault of the images.
         return not (failed and self._stopping.is_set())
 
-    def _joined(self, block: _Open) -> dict[str, NDArray[Any]]:
-        names = [one.name for one in self._schema.columns]
-        if len(block.values) == 1:
-            return block.values[0]
-        return {name: np.concatenate([part[name] for part in block.values]) for name in names}
-
-    def _closed(self, block: _Open) -> Block:
-        return Block(block.rows, self._joined(block))
+    def _joined(self, block: _Open) -> Block:
+        values = {
+            column.name: np.concatenate([part[column.name] for part in block.values])
+            for column in self._schema.columns
+        }
+        return Block(block.rows, values)

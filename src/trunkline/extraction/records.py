@@ -56,6 +56,11 @@ class Row:
     error: str | None
 
 
+def as_utf8(text: str) -> str:
+    r"""Return a text that UTF-8 can hold; what of a file's name it cannot becomes ``\udcff``."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Consecutive images of one shard.
@@ -67,6 +72,11 @@ class Block:
 
     rows: list[Row]
     values: dict[str, NDArray[Any]]
+
+    @property
+    def failed(self) -> list[int]:
+        """Numbers of the rows that failed."""
+        return [number for number, row in enumerate(self.rows) if row.status == "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ class _Shard:
 
     def add(self, block: Block, seconds: Seconds) -> None:
         """Count a block's rows."""
-        failed = [row for row in block.rows if row.status == "failed"]
+        failed = [block.rows[number] for number in block.failed]
         self.images += len(block.rows)
         self.failed += len(failed)
         self.failures += [(row.key, row.error or "") for row in failed]
@@ -88,7 +88,7 @@ class _Shard:
 
 
 class Session:
-    """Workers, a runner and a writer at one store. Use it with ``with``.
+    """Workers, a runner and a writer at one store, until ``close``.
 
     Args:
         store: Whose shards.
@@ -125,6 +125,7 @@ class Session:
         self._max_errors = max_errors
         self._progress = progress
         self._format = store.format(manifest)
+        self._format.create()
         self._began = time.perf_counter() if began is None else began
         self.plan = plan
         self.tally = Tally()
@@ -140,16 +141,8 @@ class Session:
         self._claims: dict[int, BaseFileLock] = {}
         self._open: dict[int, _Shard] = {}
 
-    def __enter__(self) -> Session:
-        self._format.create()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the workers, and give up what was begun and is not finished."""
         self._decoders.close()
         self._forget()
 
@@ -250,10 +243,10 @@ class Session:
 
     def _check_failures(self, finished: Finished) -> None:
         """Stop before the block is written, which would not be finished anyway."""
-        failed = [row for row in finished.block.rows if row.status == "failed"]
+        failed = finished.block.failed
         count = self.tally.failed + len(failed)
         if self._max_errors is not None and count > self._max_errors:
-            last = failed[-1]
+            last = finished.block.rows[failed[-1]]
             raise TooManyFailuresError(
                 f"{count} images failed, and max_errors allows {self._max_errors}; the last one: "
                 f"{last.key}: {last.error} Finished shards are kept: mend the source, or allow "
@@ -261,9 +254,8 @@ class Session:
             )
 
     def _tell(self, finished: Finished) -> None:
-        failed = sum(row.status == "failed" for row in finished.block.rows)
         self.tally.images += len(finished.block.rows)
-        self.tally.failed += failed
+        self.tally.failed += len(finished.block.failed)
         self.tally.seconds.add(finished.seconds)
         self.tally.under_way = 0
 

@@ -210,6 +210,10 @@ class Store:
         """Say whether a shard is finished."""
         return self._record(shard).is_file()
 
+    def done(self) -> list[int]:
+        """Return the numbers of all finished shards, in order, without reading their records."""
+        return sorted(int(path.stem) for path in self._shards.glob("*.json"))
+
     def record(self, shard: int) -> ShardRecord:
         """Read the record of a finished shard.
 
@@ -227,8 +231,8 @@ class Store:
 
     def records(self) -> Iterator[ShardRecord]:
         """Read the records of all finished shards, in order."""
-        for path in sorted(self._shards.glob("*.json"), key=lambda one: int(one.stem)):
-            yield self.record(int(path.stem))
+        for shard in self.done():
+            yield self.record(shard)
 
     def write_record(self, record: ShardRecord) -> None:
         """Say that a shard is finished. Its data must be on the disk."""
