@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ import pytest
 
 from trunkline.extraction.formats import ShardFormat, format_of
 from trunkline.extraction.records import Block, Column, Row, Schema
+
+newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
 
 MADE_BY = {"backbone": "resnet18", "pool": "avg", "versions": {"trunkline": "0"}}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feature_blocks import newer_python
 from PIL import Image
 
 from trunkline import Backbone, extract
@@ -24,7 +24,6 @@ from trunkline.outputs import sha256_of
 from trunkline.preprocessing import IMAGENET
 
 COLUMN = "stage3_stride_32"
-newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from feature_blocks import newer_python
 from kill_and_resume import data_files, leftovers, write_photos
 from torch.nn import functional
 
@@ -29,7 +30,6 @@ from trunkline.preprocessing import IMAGENET
 
 COUNT, BAD = 12, 6  # photos, and the number of the one that cannot be read
 SMALL = IMAGENET.with_size(32)
-newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from feature_blocks import MADE_BY, block, map_schema, pooled_schema, write_shard, write_store
+from feature_blocks import (
+    MADE_BY,
+    block,
+    map_schema,
+    newer_python,
+    pooled_schema,
+    write_shard,
+    write_store,
+)
 from torch.utils.data import DataLoader
 
 from trunkline.errors import ConfigError, NotInstalledError, StoreError
@@ -25,7 +33,6 @@ from trunkline.extraction.records import ROW_COLUMNS, Schema
 TOTAL = 25
 LEVELS = ("stage1_stride_8", "stage3_stride_32")
 LAYOUTS = {"f.parquet": None, "f": "clip-retrieval"}
-newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
 
 
 def expected(schema: Schema) -> tuple[list[str], dict[str, np.ndarray[Any, Any]]]:

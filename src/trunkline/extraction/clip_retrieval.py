@@ -10,7 +10,6 @@ shards are not known then, and readers sort by name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import ConfigError, StoreError
-from trunkline.extraction.durable import aside, put_in_place, remove, writing
+from trunkline.extraction.durable import GrowingFile, remove, writing
 from trunkline.extraction.parquet_files import (
     ROW_GROUP,
     TableWriter,
@@ -30,7 +29,6 @@ from trunkline.extraction.parquet_files import (
     unreadable,
 )
 from trunkline.extraction.records import Block, Column, Row, Schema
-from trunkline.outputs import sha256_of
 from trunkline.runtimes.optional import require
 
 if TYPE_CHECKING:
@@ -55,11 +53,10 @@ class VectorWriter:
 
     def __init__(self, target: Path, scratch: Path, column: Column, dtype: np.dtype[Any]) -> None:
         self.target = target
-        self._written = aside(scratch, target.name)
+        self._file = GrowingFile(target, scratch)
         self._shape = column.shape
         self._dtype = dtype
         self._count = 0
-        self._file: BufferedWriter | None = None
 
     def append(self, values: NDArray[Any]) -> None:
         """Write vectors ``(n, C)``.
@@ -81,23 +78,18 @@ class VectorWriter:
             file = self._opened()
             file.seek(0)
             self._write_header(file)
-            file.close()
-            digest = sha256_of(self._written)
-            put_in_place(self._written, self.target)
-        return digest
+            return self._file.commit()
 
     def discard(self) -> None:
         """Remove what was not put in place."""
-        with suppress(OSError):  # it writes what it still holds, onto a disk that may be full
-            if self._file is not None:
-                self._file.close()
-        remove(self._written)
+        self._file.discard()
 
     def _opened(self) -> BufferedWriter:
-        if self._file is None:
-            self._file = self._written.open("wb")
-            self._write_header(self._file)
-        return self._file
+        is_new = not self._file.is_open
+        file = self._file.open()
+        if is_new:
+            self._write_header(file)
+        return file
 
     def _write_header(self, file: BufferedWriter) -> None:
         """Write the shape so far; NumPy leaves room for a longer one, so the size is the same."""

@@ -13,9 +13,11 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
 
 from trunkline.errors import OutputError
+from trunkline.outputs import sha256_of
 
 # Two processes of the same number on one host (a container's first is always 1) still differ.
 _RUN = secrets.token_hex(4)
@@ -84,6 +86,67 @@ def put_in_place(written: Path, target: Path) -> None:
     sync(written)
     written.replace(target)
     sync(target.parent)
+
+
+def put_text(written: Path, target: Path, text: str) -> None:
+    """Write a file of text aside and put it in place; nothing is left aside after an error.
+
+    Args:
+        written: From ``aside``.
+        target: A file of that name is replaced.
+        text: All of it.
+
+    Raises:
+        OSError: The disk refused it; ``target`` is as it was, or is the whole new file.
+    """
+    try:
+        written.write_text(text, encoding="utf-8")
+        put_in_place(written, target)
+    finally:
+        remove(written)
+
+
+class GrowingFile:
+    """A file that grows aside and exists whole or not at all.
+
+    Args:
+        target: What it shall be called.
+        scratch: Where it grows.
+    """
+
+    def __init__(self, target: Path, scratch: Path) -> None:
+        self.target = target
+        self._written = aside(scratch, target.name)
+        self._file: BufferedWriter | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been begun."""
+        return self._file is not None
+
+    def open(self) -> BufferedWriter:
+        """Begin it, or return what was begun."""
+        if self._file is None:
+            self._file = self._written.open("wb")
+        return self._file
+
+    def commit(self) -> str:
+        """Put the file in place, and return its SHA-256.
+
+        Raises:
+            OSError: The disk refused it.
+        """
+        self.open().close()
+        digest = sha256_of(self._written)
+        put_in_place(self._written, self.target)
+        return digest
+
+    def discard(self) -> None:
+        """Remove what was not put in place."""
+        with suppress(OSError):  # it writes what it still holds, onto a disk that may be full
+            if self._file is not None:
+                self._file.close()
+        remove(self._written)
 
 
 @contextmanager

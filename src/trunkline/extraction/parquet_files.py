@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trunkline.errors import ConfigError, StoreError
-from trunkline.extraction.durable import aside, put_in_place, remove, writing
+from trunkline.extraction.durable import GrowingFile, remove, writing
 from trunkline.extraction.records import ROW_COLUMNS, Block, Row, Schema, as_utf8
-from trunkline.outputs import sha256_of
 from trunkline.runtimes.optional import require
 
 if TYPE_CHECKING:
@@ -107,9 +106,8 @@ class TableWriter:
 
     def __init__(self, target: Path, scratch: Path, schema: pa.Schema) -> None:
         self.target = target
-        self._written = aside(scratch, target.name)
+        self._file = GrowingFile(target, scratch)
         self._schema = schema
-        self._file: BufferedWriter | None = None
         self._writer: Any = None
 
     def append(self, table: pa.Table) -> None:
@@ -119,8 +117,7 @@ class TableWriter:
             OutputError: The disk refused it.
         """
         with writing(self.target):
-            self._opened()
-            self._writer.write_table(table, row_group_size=max(len(table), 1))
+            self._opened().write_table(table, row_group_size=max(len(table), 1))
 
     def commit(self) -> str:
         """Put the file in place, and return its SHA-256.
@@ -129,29 +126,21 @@ class TableWriter:
             OutputError: The disk refused it.
         """
         with writing(self.target):
-            file = self._opened()  # without rows a table that has columns only
-            self._writer.close()
-            file.close()
-            digest = sha256_of(self._written)
-            put_in_place(self._written, self.target)
-        return digest
+            self._opened().close()  # without rows a table that has columns only
+            return self._file.commit()
 
     def discard(self) -> None:
         """Remove what was not put in place."""
         with suppress(OSError):  # it writes what it still holds, onto a disk that may be full
             if self._writer is not None:
                 self._writer.close()
-        with suppress(OSError):
-            if self._file is not None:
-                self._file.close()
-        remove(self._written)
+        self._file.discard()
 
-    def _opened(self) -> BufferedWriter:
-        if self._file is None:
+    def _opened(self) -> Any:
+        if self._writer is None:
             # Python's file: its errors keep their number, Arrow's own are texts.
-            self._file = self._written.open("wb")
-            self._writer = _parquet_writer(self._file, self._schema)
-        return self._file
+            self._writer = _parquet_writer(self._file.open(), self._schema)
+        return self._writer
 
 
 def _parquet_writer(file: BufferedWriter, schema: pa.Schema) -> Any:

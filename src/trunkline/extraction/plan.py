@@ -33,7 +33,7 @@ from typing import Any
 from trunkline.errors import ConfigError, SourceError, StoreError, TrunklineError
 from trunkline.extraction.durable import (
     aside,
-    put_in_place,
+    put_text,
     remove,
     remove_leftovers,
     sync,
@@ -315,11 +315,7 @@ class Plan:
         totals = {"shards": self._counts.shards, "images": self._counts.images}
         with writing(target):
             written = self._aside(target)
-            try:
-                written.write_text(json.dumps(totals) + "\n", encoding="utf-8")
-                put_in_place(written, target)
-            finally:
-                remove(written)
+            put_text(written, target, json.dumps(totals) + "\n")
 
     def _totals(self) -> PlanCounts:
         path = self._folder / COMPLETE

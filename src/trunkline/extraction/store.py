@@ -28,7 +28,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from trunkline.errors import StoreError
-from trunkline.extraction.durable import aside, put_in_place, remove, remove_leftovers, writing
+from trunkline.extraction.durable import aside, put_text, remove_leftovers, writing
 from trunkline.extraction.formats import ShardFormat, format_of
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.records import Column, Schema
@@ -243,13 +243,11 @@ class Store:
         """Take a shard, or return None where somebody works on it. Release it when it is done."""
         # Taken by the thread that computes, released by the one that writes.
         lock = FileLock(self._claims / f"{shard:05d}.lock", thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return None
-        except OSError as error:
-            with writing(self.out):
-                raise error
+        with writing(self.out):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                return None
         return lock
 
     def _record(self, shard: int) -> Path:
@@ -258,11 +256,7 @@ class Store:
     def _write(self, path: Path, text: str) -> None:
         written = aside(self.scratch, path.name)
         with writing(self.out):
-            try:
-                written.write_text(text, encoding="utf-8")
-                put_in_place(written, path)
-            finally:
-                remove(written)
+            put_text(written, path, text)
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any], above: str = "") -> list[str]:

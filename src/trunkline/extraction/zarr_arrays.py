@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 
 from trunkline.errors import ConfigError
-from trunkline.extraction.durable import aside, put_in_place, remove, sync, writing
+from trunkline.extraction.durable import aside, put_text, remove, sync, writing
 from trunkline.extraction.parquet_files import (
     TableWriter,
     arrow_schema,
@@ -222,8 +222,7 @@ class ZarrArrays:
             if about["shape"][0] != length:
                 about["shape"][0] = length
                 written = aside(self._scratch, f"{name}-{_META}")
-                written.write_text(json.dumps(about, indent=2))
-                put_in_place(written, path)
+                put_text(written, path, json.dumps(about, indent=2))
 
     def _lock(self) -> FileLock:
         return FileLock(self._scratch / "zarr.lock")
