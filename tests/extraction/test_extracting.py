@@ -284,6 +284,7 @@ def test_retry_failed_writes_its_shard_anew(src: Path, backbone: Backbone, tmp_p
     run(mended, out, backbone, levels=(3,))
     before = data_files(out)
     assert [record.failed for record in Store(out).records()] == [0, 1, 0]
+    spent = Store(out).record(1).seconds["total"]
     shutil.copy(mended / "00007.jpg", mended / f"{BAD:05d}.jpg")
     report = run(mended, out, backbone, levels=(3,), retry_failed=True)
     assert (report.images, report.failed, report.shards, report.complete) == (1, 0, 1, True)
@@ -292,6 +293,7 @@ def test_retry_failed_writes_its_shard_anew(src: Path, backbone: Backbone, tmp_p
     assert store.keys == [f"{number:05d}.jpg" for number in range(COUNT)]
     np.testing.assert_allclose(store.numpy()[BAD], store.numpy()[7], rtol=1e-5)
     assert [record.failed for record in Store(out).records()] == [0, 0, 0]
+    assert Store(out).record(1).seconds["total"] >= spent > 0  # a second time is added
     changed = {name for name, digest in data_files(out).items() if before[name] != digest}
     assert changed == {"/part-00001.parquet"}
 

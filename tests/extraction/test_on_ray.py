@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+def test_ray_writes_what_the_local_engine_writes() -> None:
+    # In a process of its own: Ray takes over a process's signal handlers and their stack, and
+    # tests that came after it in the same process died.
+    name = "test_starts_and_ends_ray_and_writes_what_the_local_engine_writes"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "cluster", f"{__file__}::{name}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +115,7 @@ def listening(process: psutil.Process) -> Iterator[str]:
             yield one.laddr.ip
 
 
+@pytest.mark.cluster
 def test_starts_and_ends_ray_and_writes_what_the_local_engine_writes(
     photos: Path, backbone: Any, tmp_path: Path
 ) -> None:

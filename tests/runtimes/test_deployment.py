@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ import torch
 from tests.runtimes.conftest import furthest, own_maps
 from torch import nn
 
+import trunkline
 from trunkline import Backbone, deploy
 from trunkline.errors import (
     ConfigError,
@@ -89,36 +88,13 @@ def test_the_maps_and_their_order_are_those_of_the_backbone(families: dict[str, 
         assert furthest(own_maps(backbone, images), runner(images)) < 1e-5
 
 
-COMPILED = """
-import sys, torch, trunkline
-from trunkline.backbones.resnet import ResNet, ResNetConfig
-
-torch.manual_seed(0)
-torch.set_num_threads(1)
-tiny = ResNet(ResNetConfig(depths=(1, 2, 1, 1), bottleneck=False, width=8)).eval()
-runner = trunkline.deploy(tiny, "inductor", input_shape=(1, 33, 64))
-images = torch.randn(1, 3, 33, 64)
-with torch.inference_mode():
-    wanted = tiny(images)
-loaded = trunkline.load_runner(runner.save(sys.argv[1]))
-for maps in (runner(images), loaded(images)):
-    for one, other in zip(wanted, maps, strict=True):
-        assert (one - other).abs().max() < 1e-5 * one.abs().max()
-print("same maps")
-"""
-
-
-def test_what_the_compiler_of_pytorch_makes(tmp_path: Path) -> None:
-    # In a process of its own: what it compiles is a library, which shares the process with every
-    # other one that the tests have loaded, OpenMP's among them.
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(tmp_path / "runner")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "same maps\n"), done.stderr
+def test_what_the_compiler_of_pytorch_makes(tiny: Backbone, tmp_path: Path) -> None:
+    runner = deploy(tiny, "inductor", input_shape=(1, 33, 64))
+    images = random_images(1, 3, 33, 64)
+    wanted = own_maps(tiny, images)
+    assert furthest(wanted, runner(images)) < 1e-5
+    loaded = trunkline.load_runner(runner.save(tmp_path / "runner"))
+    assert furthest(wanted, loaded(images)) < 1e-5
 
 
 def test_bf16_is_emulated_by_pytorch_with_a_warning(

@@ -33,7 +33,7 @@ class Piece:
 
     def __init__(self, size: int) -> None:
         self.memory = SharedMemory(f"{_PREFIX}{secrets.token_hex(8)}", create=True, size=size)
-        self._lock = _locked(_FOLDER / self.memory.name)
+        self._lock = locked(_FOLDER / self.memory.name)
 
     def free(self) -> None:
         """Give it back. Nothing of this process may look at it any more."""
@@ -49,7 +49,7 @@ def free_abandoned() -> None:
         try:
             if time.time() - path.stat().st_mtime < _NEW_SECONDS:
                 continue
-            lock = _locked(path)
+            lock = locked(path)
         except (FileNotFoundError, PermissionError):  # freed meanwhile, or another user's
             continue
         if lock is not None:
@@ -57,7 +57,7 @@ def free_abandoned() -> None:
             os.close(lock)
 
 
-def _locked(path: Path) -> int | None:
+def locked(path: Path) -> int | None:
     """Lock a piece; return what holds the lock, None where another process does."""
     if not _FOLDER.is_dir():
         return None

@@ -295,7 +295,11 @@ class Session:
             for column in self._manifest.schema.columns
             if results
         }
-        shard = _Shard(number, self._format.writer(number))
+        before = self._store.record(number).seconds
+        seconds = Seconds(**{name: before[name] for name in vars(Seconds())})
+        for one in results:
+            seconds.add(one.seconds)
+        shard = _Shard(number, self._format.writer(number), seconds=seconds)
         self._open[number] = shard
         position = taken = 0
         for block in self._format.blocks(number):
