@@ -39,8 +39,8 @@ pytestmark = [
 
 
 def test_ray_writes_what_the_local_engine_writes() -> None:
-    # In a process of its own: Ray takes over a process's signal handlers and their stack, and
-    # tests that came after it in the same process died.
+    # In a process of its own: Ray replaces a process's signal handlers and their stack, and
+    # nothing puts pytest's own back.
     name = "test_starts_and_ends_ray_and_writes_what_the_local_engine_writes"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "cluster", f"{__file__}::{name}"],

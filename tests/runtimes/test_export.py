@@ -24,6 +24,7 @@ from trunkline.runtimes import export_formats
 from trunkline.runtimes.export import CHECKED, ExportReport, export
 from trunkline.runtimes.onnx_writer import OPSETS
 from trunkline.runtimes.provenance import state_digest
+from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.weights.checkpoint import file_sha256
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def open_onnx(path: Path) -> Run:
 
 
 def open_openvino(path: Path) -> Run:
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with signal_stack_kept():
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: [np.array(one) for one in compiled(images).values()]
 
 

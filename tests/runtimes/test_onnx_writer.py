@@ -18,6 +18,7 @@ from trunkline import Backbone, Preprocessing
 from trunkline.errors import ConfigError, DeploymentError
 from trunkline.runtimes.graphs import example_images, unfolded_network_of
 from trunkline.runtimes.onnx_writer import OPSETS, onnx_model
+from trunkline.runtimes.signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     from tests.conftest import Family
@@ -40,7 +41,8 @@ def open_onnxruntime(model: Any) -> Run:
 def open_openvino(model: Any) -> Run:
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", hints)
+    with signal_stack_kept():
+        compiled = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", hints)
     return lambda images: [np.array(value) for value in compiled([images]).values()]
 
 

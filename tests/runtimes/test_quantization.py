@@ -23,6 +23,7 @@ from trunkline.runtimes.calibration import calibration_batches
 from trunkline.runtimes.fidelity import MIN_COSINE, check_fidelity, compare_maps
 from trunkline.runtimes.onnx_writer import onnx_model
 from trunkline.runtimes.quantization import quantize_onnx, quantize_openvino
+from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.runtimes.telemetry import unreported
 
 pytest.importorskip("nncf")
@@ -56,7 +57,8 @@ def opened(model: Any) -> Run:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
         return lambda images: session.run(None, {"image": images})
     config = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(model, "CPU", config)
+    with signal_stack_kept():
+        compiled = openvino.Core().compile_model(model, "CPU", config)
     return lambda images: [np.array(value) for value in compiled(images).values()]
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trunkline.errors import ConfigError
 from trunkline.runtimes.optional import is_installed, require
+from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.runtimes.timing import Clocks, take_turns
 
 _ROUNDS = 2  # per shape, to find the best; whoever reports a share times the winner anew
@@ -178,7 +179,8 @@ def _openvino_chain(
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
     model = core.read_model(_chain_model(images, weights), b"")
-    request = core.compile_model(model, "CPU", options).create_infer_request()
+    with signal_stack_kept():
+        request = core.compile_model(model, "CPU", options).create_infer_request()
     return lambda: request.infer({0: images}, share_inputs=True)
 
 

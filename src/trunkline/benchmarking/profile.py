@@ -23,6 +23,7 @@ from trunkline.runtimes.graphs import INPUT_NAME, example_images
 from trunkline.runtimes.onnx_writer import onnx_model
 from trunkline.runtimes.optional import require
 from trunkline.runtimes.processor import check_precision, processor
+from trunkline.runtimes.signal_stack import signal_stack_kept
 
 NUM_LAYERS = 15
 _WARM_UP = 2  # runs that are not counted
@@ -273,7 +274,8 @@ def _profile_openvino(
         "PERF_COUNT": True,
     }
     graph = core.read_model(model.SerializeToString(), b"")
-    request = core.compile_model(graph, "CPU", options).create_infer_request()
+    with signal_stack_kept():
+        request = core.compile_model(graph, "CPU", options).create_infer_request()
     kinds: dict[str, str] = {}
     seconds: dict[str, list[float]] = {}
     for number in range(_WARM_UP + rounds):

@@ -22,6 +22,7 @@ from trunkline.runtimes.export_config import ExportConfig
 from trunkline.runtimes.graphs import AXES, INPUT_NAME, example_images, network_of
 from trunkline.runtimes.onnx_writer import onnx_model
 from trunkline.runtimes.optional import require
+from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.runtimes.telemetry import unreported
 
 Batches = Sequence[NDArray[Any]]
@@ -172,7 +173,7 @@ def _load_openvino(path: Path, names: Sequence[str]) -> Maps:
     ov = _openvino("the check of an OpenVINO file")
     # Some processors would compute in bfloat16 otherwise: not what the file holds.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    with _refusals("openvino"):
+    with _refusals("openvino"), signal_stack_kept():
         compiled = ov.Core().compile_model(path, "CPU", settings)
 
     def run(images: NDArray[Any]) -> list[NDArray[np.float32]]:

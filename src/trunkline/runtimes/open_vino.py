@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trunkline.errors import RunnerError
 from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
 from trunkline.runtimes.optional import require
+from trunkline.runtimes.signal_stack import signal_stack_kept
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
 COMPILED = "compiled.blob"
@@ -59,7 +60,8 @@ class OpenVinoEngine:
         """Return idle requests for a batch in so many parts."""
         with self._lock:
             if parts not in self._compiled:
-                self._compiled[parts] = self._compiler(_properties(self._spec, parts))
+                with signal_stack_kept():
+                    self._compiled[parts] = self._compiler(_properties(self._spec, parts))
                 self._idle[parts] = queue.SimpleQueue()
         taken: list[Any] = []
         while len(taken) < number:

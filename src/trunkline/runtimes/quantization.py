@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from trunkline.errors import ConfigError
 from trunkline.runtimes.graphs import INPUT_NAME
 from trunkline.runtimes.optional import require
+from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.runtimes.telemetry import unreported
 
 _PURPOSE = "int8 quantization"
@@ -131,11 +132,11 @@ def _advanced(nncf: Any) -> Any:
 
 @contextmanager
 def _untouched_process() -> Iterator[None]:
-    """Put back what importing and running NNCF changes: random states, filters, logger class."""
+    """Put back what NNCF changes: random states, filters, logger class, signal stack."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     logger_class = logging.getLoggerClass()
     try:
-        with unreported(), warnings.catch_warnings():
+        with unreported(), signal_stack_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
