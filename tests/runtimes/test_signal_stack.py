@@ -30,6 +30,8 @@ def tiny(families: dict[str, object]) -> Backbone:
     return built
 
 
+# Of processors without int8 dot products; those that have them do not warn.
+@pytest.mark.filterwarnings("ignore::trunkline.runtimes.processor.EmulationWarning")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_runners_leave_the_stack_as_it_was(tiny: Backbone, tmp_path: Path, precision: str) -> None:
     images = example_images(tiny, 2, 32, 32, preprocess=False)
