@@ -14,6 +14,7 @@
     │   ├── PrecisionError                a precision that the processor or the engine lacks
     │   ├── FidelityError                 maps that differ from those of the backbone
     │   └── RunnerError                   a saved runner that is incomplete, edited or of elsewhere
+    │       └── UntrustedError            one that could run code, and was not written here
     ├── ExtractionError (RuntimeError)    features of many images that cannot be computed or kept
     │   ├── SourceError                   images that cannot be listed
     │   ├── StoreError                    a feature store that is damaged, or of another job
@@ -35,11 +36,42 @@ allowed, and what to do next. The command line prints the text alone and exits w
 
 from __future__ import annotations
 
+_LONGEST_WORD = 300
+_LONGEST_TEXT = 6_000
+
+
+def legible(text: str) -> str:
+    r"""Return a text that a terminal cannot obey and a person can read.
+
+    Args:
+        text: With names of files, keys and tensors that strangers chose.
+
+    Returns:
+        The same with what is not printable spelled out (``\x1b``), line breaks apart; of a word
+        longer than 300 characters the beginning and the end, of a text longer than 6000 as well.
+    """
+    if text.isprintable() and len(text) <= _LONGEST_WORD:
+        return text
+    spelled = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    if max(map(len, spelled.split(" ")), default=0) > _LONGEST_WORD:
+        spelled = " ".join(_shortened(word, _LONGEST_WORD) for word in spelled.split(" "))
+    return _shortened(spelled, _LONGEST_TEXT)
+
+
+def _shortened(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    kept = longest // 2 - 20
+    return f"{text[:kept]}…[{len(text) - 2 * kept} more]…{text[-kept:]}"
+
 
 class TrunklineError(Exception):
-    """Base of every error that trunkline raises on purpose."""
+    """Base of every error that trunkline raises on purpose. Its text is ``legible``."""
 
     exit_code: int = 2
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(legible(one) if isinstance(one, str) else one for one in args))
 
 
 class ConfigError(TrunklineError, ValueError):
@@ -84,6 +116,10 @@ class FidelityError(DeploymentError):
 
 class RunnerError(DeploymentError):
     """A saved runner that is incomplete, was edited, or belongs to another version."""
+
+
+class UntrustedError(RunnerError):
+    """A saved runner that could run code when it is opened, and that this machine did not write."""
 
 
 class ExtractionError(TrunklineError, RuntimeError):

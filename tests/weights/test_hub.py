@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from loopback import FileHost, fails
 
+from trunkline import files
 from trunkline.errors import (
     ConfigError,
     IntegrityError,
@@ -72,11 +73,11 @@ def test_no_name_is_one_of_the_caches_own() -> None:
 def test_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRUNKLINE_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.home() == tmp_path / "trunkline"
+    assert files.home() == tmp_path / "trunkline"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.home() == Path("~/.cache/trunkline").expanduser()
+    assert files.home() == Path("~/.cache/trunkline").expanduser()
     monkeypatch.setenv("TRUNKLINE_HOME", "~/elsewhere")
-    assert cache.home() == Path("~/elsewhere").expanduser()
+    assert files.home() == Path("~/elsewhere").expanduser()
 
 
 # What vouches for a file.

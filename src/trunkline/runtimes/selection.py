@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import trunkline
+from trunkline.files import home
 from trunkline.runtimes.timing import Clocks, take_turns
-from trunkline.weights.files.cache import home, write_atomically
+from trunkline.weights.files.cache import write_atomically
 
 _log = logging.getLogger(__name__)
 

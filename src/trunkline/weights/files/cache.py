@@ -29,12 +29,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trunkline.errors import ConfigError, IntegrityError, WeightsError
+from trunkline.files import home
 from trunkline.outputs import sha256_of
 from trunkline.weights.files import download, huggingface
 
 logger = logging.getLogger(__name__)
 
-HOME = "TRUNKLINE_HOME"
 OFFLINE = ("TRUNKLINE_OFFLINE", "HF_HUB_OFFLINE")
 
 FROM_NAME = "the hash in its name"
@@ -67,13 +67,6 @@ class Record:
     size: int
     source: str
     known_by: str
-
-
-def home() -> Path:
-    """Return the root of everything that trunkline keeps: TRUNKLINE_HOME, or the user's cache."""
-    if named := os.environ.get(HOME):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trunkline"
 
 
 def weights_home() -> Path:
