@@ -352,7 +352,8 @@ def main() -> None:
             torch.backends.cudnn.benchmark = False  # nothing is timed here
             number, workers = (int(part) for part in args.warm.split("/"))
             benchmark = Benchmark(args)
-            warm(benchmark.device, benchmark.jobs()[number::workers])
+            if failed := warm(benchmark.device, benchmark.jobs()[number::workers]):
+                sys.exit("\n".join(failed))
         else:
             measure(args)
 

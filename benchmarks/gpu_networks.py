@@ -262,22 +262,36 @@ def pooled_network(device: Device, backbone: Backbone) -> nn.Module:
     return compiled(device, Pooled(network).eval())
 
 
-def warm(device: Device, jobs: Sequence[tuple[str, Cell]]) -> None:
-    """Compile what the measuring process will compile, into the cache on disk."""
-    ways, steps = {way.label: way for way in WAYS}, {step.label: step for step in STEPS}
-    for what, (name, batch, side) in jobs:
-        images = torch.randn(batch, 3, side, side)
-        backbone = seeded(name, device, images[:2])
-        if what in ways:
-            taken = images_of(ways[what], device, images)
-            with torch.no_grad():
-                network_of(ways[what], device, backbone)(taken)
-        elif what == POOLED:
-            with torch.no_grad():
-                pooled_network(device, backbone)(images_of(_NHWC, device, images))
-        else:
-            prepare_step(steps[what.removeprefix(STEP)], device, backbone, images)()
+def warm(device: Device, jobs: Sequence[tuple[str, Cell]]) -> list[str]:
+    """Compile what the measuring process will compile, into the cache on disk.
+
+    Returns:
+        What could not be compiled, and why; whoever measures it will say so too.
+    """
+    failed = []
+    for what, cell in jobs:
+        try:
+            _compile(device, what, cell)
+        except Exception as error:  # the other jobs are worth doing
+            failed.append(f"{what}, {cell}: {' '.join(str(error).split())[:200]}")
         device.release()
+    return failed
+
+
+def _compile(device: Device, what: str, cell: Cell) -> None:
+    name, batch, side = cell
+    ways, steps = {way.label: way for way in WAYS}, {step.label: step for step in STEPS}
+    backbone = seeded(name, device, torch.randn(2, 3, 224, 224))
+    images = torch.randn(batch, 3, side, side)
+    if what in ways:
+        taken = images_of(ways[what], device, images)
+        with torch.no_grad():
+            network_of(ways[what], device, backbone)(taken)
+    elif what == POOLED:
+        with torch.no_grad():
+            pooled_network(device, backbone)(images_of(_NHWC, device, images))
+    else:
+        prepare_step(steps[what.removeprefix(STEP)], device, backbone, images)()
 
 
 def warm_in_parallel(script: Path, flags: Sequence[str], workers: int, seconds: float) -> int:

@@ -56,8 +56,8 @@ def _head(figures: Figures) -> str:
     lines = [f"- **{name}**: {value}" for name, value in setting.items()]
     trial = "" if figures["on_card"] else f"\n\n**{TRIAL}**"
     return (
-        f"# Backbones on a graphics card, by hand{trial}\n\nThese are networks that were moved to a "
-        "card, folded, narrowed, compiled and captured by hand with today's public API. They are "
+        f"# Backbones on a graphics card, by hand{trial}\n\nThese are networks that were moved to "
+        "a card, folded, narrowed, compiled and captured by hand with today's public API. They are "
         "not `deploy`, which computes on the processor, nor anything else that trunkline does by "
         "itself: this page is the baseline that support for cards has to start from.\n\nWritten "
         "by `tools/gpu_check.sh` (benchmarks/gpu.py); nothing on this page is typed by hand. The "

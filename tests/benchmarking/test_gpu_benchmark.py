@@ -188,3 +188,13 @@ def test_every_compiled_way_of_the_real_plan_is_compiled_beforehand(programs: An
         networks.POOLED,
         *(networks.STEP + step.label for step in networks.STEPS if step.compiled),
     }
+
+
+def test_a_compiling_process_does_all_of_its_jobs_and_names_what_failed(programs: Any) -> None:
+    networks, device = programs("gpu_networks"), programs("gpu_device").Device(torch.device("cpu"))
+    cell = ("resnet18", 1, 32)
+    kinds = ("trunkline folded half NHWC compiled graph", networks.POOLED)
+    assert networks.warm(device, [(what, cell) for what in kinds]) == []
+    step = networks.STEP + "trunkline amp NHWC compiled"
+    jobs = [("trunkline half NHWC compiled graph", ("no-net", 1, 32)), (step, ("resnet18", 2, 64))]
+    assert re.fullmatch(r"trunkline half .*no-net.*", *networks.warm(device, jobs))
