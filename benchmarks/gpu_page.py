@@ -142,8 +142,7 @@ def _speed(cells: Figures) -> str:
     labels = [w.label for w in WAYS if any(w.label in row["runs"] for row in cells.values())]
     if not cells:
         return ""
-    times, speeds = [], []
-    missing: dict[str, str] = {}
+    times, speeds, missing = [], [], Figures()
     for name, row in cells.items():
         runs = row["runs"]
         times.append([name, *(f"{runs[n]['median_ms']:.3f}" if n in runs else NO for n in labels)])
@@ -224,8 +223,6 @@ def _layers(figures: Figures) -> str:
             ]
         )
     total = sum(one["ms"] for one in found["layers"])
-    kinds = found["kernels"]["kinds"]
-    every = sum(kinds.values()) or 1.0
     columns = ["first", "convolution", "times", "ms", "of the network", "TFLOP/s", "of peak"]
     return (
         f"## Where the time of {found['cell']} goes\n\nThe folded, compiled half network with a "
@@ -234,20 +231,21 @@ def _layers(figures: Figures) -> str:
         "The last column is the share of its time that a layer would take if it only read and "
         "wrote its inputs, weights and outputs as fast as a large copy.\n\n"
         + table([*columns, "of its bytes"], rows, left=2)
-        + "\n\nThe same network, its kernels as PyTorch's profiler times them, per run:\n\n"
-        + table(
-            ["kind", "ms", "share"],
-            [[kind, f"{ms:.3f}", f"{ms / every:.1%}"] for kind, ms in kinds.items()],
-        )
+        + _kernels(found["kernels"])
+    )
+
+
+def _kernels(found: Figures) -> str:
+    every = sum(found["kinds"].values()) or 1.0
+    kinds = [[kind, f"{ms:.3f}", f"{ms / every:.1%}"] for kind, ms in found["kinds"].items()]
+    longest = [
+        [f"`{one['name'][:70]}`", one["kind"], f"{one['ms']:.3f}"] for one in found["longest"]
+    ]
+    return (
+        "\n\nThe same network, its kernels as PyTorch's profiler times them, per run:\n\n"
+        + table(["kind", "ms", "share"], kinds)
         + "\n\n"
-        + table(
-            ["kernel", "kind", "ms"],
-            [
-                [f"`{one['name'][:70]}`", one["kind"], f"{one['ms']:.3f}"]
-                for one in found["kernels"]["longest"]
-            ],
-            left=2,
-        )
+        + table(["kernel", "kind", "ms"], longest, left=2)
     )
 
 
