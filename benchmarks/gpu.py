@@ -2,6 +2,7 @@
 
     tools/gpu_check.sh                                # where there is a card: eight minutes
     python benchmarks/gpu.py --device cpu --tiny      # everything but speed, without a card
+    python benchmarks/gpu.py --write PAGE --only photos training   # anew, the others stay
     python benchmarks/gpu.py --render PAGE            # the page again, from the kept figures
 
 ``deploy`` computes on the processor. What is measured here are networks that are moved to the card,
@@ -25,7 +26,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -93,7 +94,7 @@ class Benchmark:
         self.load = Load(**asdict(small if self.tiny else Load()) | {"workers": workers})
         self.peak: CardPeak | None = None
         self.figures: dict[str, Any] = {
-            "on_card": self.device.is_card,
+            "trial": self.tiny or not self.device.is_card,
             "setting": self.device.setting(),
             "command": f"python benchmarks/gpu.py --budget-seconds {args.budget_seconds:g}",
             "skipped": {},
@@ -272,9 +273,28 @@ class Benchmark:
             "against_timm": against(AMP, seconds),
         }
 
-    def run(self, write: Path | None) -> None:
-        """Go through the sections as far as the budget allows."""
+    def take_over(self, kept: dict[str, Any], only: Sequence[str]) -> None:
+        """Keep what an earlier run had found of the sections that this one leaves alone."""
+        card, now = (one.get("setting", {}).get("device") for one in (kept, self.figures))
+        if card not in (None, now):
+            sys.exit(f"the kept figures are of {card} and this is {now}; write another page")
+        if unknown := [name for name in only if name not in self.sections()]:
+            sys.exit(f"no section {unknown[0]}; there are {', '.join(self.sections())}")
+        for part in ("skipped", "failed", "cells"):
+            earlier = kept.get(part, {})
+            self.figures[part] |= {name: earlier[name] for name in earlier if name not in only}
+        for name, took in kept.get("seconds", {}).items():
+            self.budget.took.setdefault(name, took)
+        plain = [name for name in self.sections() if "@" not in name and name not in only]
+        self.figures |= {name: kept[name] for name in plain if name in kept}
+        if cell_title(self.main) in only and PEAK not in only:
+            self.find_peak()  # the cell times it again
+
+    def run(self, write: Path | None, only: Sequence[str] = ()) -> None:
+        """Go through the sections, or some of them, as far as the budget allows."""
         for name, section in self.sections().items():
+            if only and name not in only:
+                continue
             left, expected = self.budget.left, self.budget.expected(name)
             if left < expected:
                 why = f"{left:.0f} s of the budget were left, and it takes about {expected:.0f} s"
@@ -306,6 +326,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small networks and images: a trial")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each")
     parser.add_argument("--budget-seconds", type=float, default=420.0, help="of the whole run")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="photos, …")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="docs/gpu-benchmarks.md")
     parser.add_argument("--render", type=Path, metavar="PAGE", help="write PAGE from its JSON")
     parser.add_argument("--warm", metavar="NUMBER/WORKERS", help=argparse.SUPPRESS)
@@ -332,9 +353,11 @@ def measure(args: argparse.Namespace) -> None:
     print(benchmark.figures["setting"], flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ[CACHE] = cache
-        if benchmark.device.is_card:
+        if args.only:
+            benchmark.take_over(kept(args.write) if args.write else {}, args.only)
+        if benchmark.device.is_card and not args.only:
             warm_up(benchmark, args)
-        benchmark.run(args.write)
+        benchmark.run(args.write, args.only)
     print(summary(benchmark.figures))
     if failed := benchmark.figures["failed"]:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -20,7 +20,7 @@ Figures = dict[str, Any]
 BATCH_1, BATCH_128, BEST_CELL, BEST_MEDIAN = 8.0, 2.7, 1.0, 1.1
 PEAK_SHARE, PHOTOS, PHOTOS_SHARE, EXACT, TRAIN = 0.6, 5.0, 0.8, 1.3, 1.3
 NO = "–"
-TRIAL = "This is a trial without a card: it shows that everything runs, and no figure counts."
+TRIAL = "This is a trial: it shows that everything runs, and no figure counts."
 _SPEED_COLUMNS = [
     "cell",
     "trunkline's best",
@@ -54,7 +54,7 @@ def _head(figures: Figures) -> str:
     setting = dict(figures["setting"])
     versions = ", ".join(f"{name} {number}" for name, number in setting.pop("versions").items())
     lines = [f"- **{name}**: {value}" for name, value in setting.items()]
-    trial = "" if figures["on_card"] else f"\n\n**{TRIAL}**"
+    trial = "" if not figures["trial"] else f"\n\n**{TRIAL}**"
     return (
         f"# Backbones on a graphics card, by hand{trial}\n\nThese are networks that were moved to "
         "a card, folded, narrowed, compiled and captured by hand with today's public API. They are "
@@ -108,7 +108,7 @@ def summary(figures: Figures) -> str:
     add("exact decoding, against the usual script", EXACT, _over(exact, script))
     trained = figures.get("training", {}).get("against_timm", {}).get(STEPS[-1].label)
     add("training step against timm's amp", TRAIN, [trained] if trained else [])
-    trial = "" if figures["on_card"] else f"**{TRIAL}**\n\n"
+    trial = "" if not figures["trial"] else f"**{TRIAL}**\n\n"
     return (
         "## By hand, and what `deploy` for cards must reach\n\n"
         f"{trial}Medians over the cells, and the range; the last column says whether every cell "

@@ -101,7 +101,7 @@ def test_every_convolution_of_the_network_is_a_layer(trial: tuple[dict[str, Any]
 
 def test_a_trial_says_that_it_measured_nothing(trial: tuple[dict[str, Any], str]) -> None:
     page = trial[1]
-    assert page.count("This is a trial without a card") == 2
+    assert page.count("This is a trial: it shows") == 2
     assert "They are not `deploy`" in page
     assert not re.search(r"nan|Traceback|None", page)
 
@@ -118,6 +118,25 @@ def test_what_the_budget_does_not_allow_for_is_left_out_by_name(
     }
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert re.search(r"- photos: 0 s of the budget were left, and it takes about 60 s", page)
+
+
+def test_some_sections_can_be_measured_anew_and_the_others_stay(
+    programs: Any, trial: tuple[dict[str, Any], str]
+) -> None:
+    earlier = trial[0] | {"peak": {"old": 1}, "failed": {"photos": "why"}, "training": {"old": 1}}
+    benchmark = programs("gpu").Benchmark(options())
+    benchmark.take_over(earlier, ["photos", "peak", "resnet18@1x32"])
+    assert benchmark.figures["training"] == {"old": 1}
+    assert "peak" not in benchmark.figures
+    assert benchmark.figures["failed"] == {}
+    assert list(benchmark.figures["cells"]) == ["resnet18@2x64"]
+    benchmark.run(None, ["peak"])
+    assert benchmark.figures["peak"]["tflops"] > 0
+    assert "old" in benchmark.figures["training"]
+    with pytest.raises(SystemExit, match=r"no section foto; there are safety, peak, resnet18@2x64"):
+        benchmark.take_over({}, ["foto"])
+    with pytest.raises(SystemExit, match="the kept figures are of a card and this is cpu"):
+        benchmark.take_over({"setting": {"device": "a card"}}, ["photos"])
 
 
 def test_a_section_that_fails_does_not_end_the_others(
