@@ -35,6 +35,29 @@ LIBRARIES = ("torch", "triton", "timm", "torchvision", "numpy", "pillow")
 _CARD = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw")
 
 
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A recorded run, called with its images.
+
+    Attributes:
+        graph: What was recorded.
+        held: The images that it reads.
+        maps: What it writes.
+        run: What was recorded; a graph knows weights by their addresses and keeps none alive.
+    """
+
+    graph: torch.cuda.CUDAGraph
+    held: Tensor
+    maps: Maps
+    run: Callable[[Tensor], Maps]
+
+    def __call__(self, images: Tensor) -> Maps:
+        """Copy the images to where the graph reads them, and run it."""
+        self.held.copy_(images)
+        self.graph.replay()
+        return self.maps
+
+
 @dataclass(frozen=True)
 class Device:
     """What a benchmark runs on.
@@ -95,12 +118,7 @@ class Device:
         with torch.cuda.graph(graph):
             maps = run(held)
 
-        def replay(images: Tensor) -> Maps:
-            held.copy_(images)
-            graph.replay()
-            return maps
-
-        return replay
+        return Replay(graph, held, maps, run)
 
     def clocks(self) -> dict[str, str]:
         """Return what the driver says of the card at this moment; nothing without a card."""
