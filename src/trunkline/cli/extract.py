@@ -21,6 +21,7 @@ from trunkline.cli.features import parse_levels, parse_size
 from trunkline.cli.loaded import (
     AgreeOption,
     SeedOption,
+    TrustOption,
     WeightsOption,
     build_network,
     print_report,
@@ -156,6 +157,7 @@ def run_command(  # one parameter per flag
     max_errors: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="End when more images have failed.")
     ] = None,
+    trust: TrustOption = False,
     allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -170,7 +172,7 @@ def run_command(  # one parameter per flag
 
     saved = _is_saved_runner(backbone)
     network = (
-        _saved_runner(backbone, weights, threads)
+        _saved_runner(backbone, weights, threads, trust=trust)
         if saved
         else build_network(
             backbone,
@@ -212,6 +214,7 @@ def run_command(  # one parameter per flag
             ray_address=ray_address,
             progress=progress,
             stopping=stopping.event,
+            trust=trust,
         )
     if as_json:
         print_json(report.to_dict())
@@ -241,7 +244,7 @@ def _is_saved_runner(backbone: str) -> bool:
     return Path(backbone, "runner.json").is_file()
 
 
-def _saved_runner(folder: str, weights: str, threads: int | None) -> Runner:
+def _saved_runner(folder: str, weights: str, threads: int | None, *, trust: bool) -> Runner:
     if weights != "none":
         raise ConfigError(
             f"--backbone {folder} is a saved runner, which has its weights, and --weights is "
@@ -249,7 +252,7 @@ def _saved_runner(folder: str, weights: str, threads: int | None) -> Runner:
         )
     from trunkline.runtimes.saving import load_runner
 
-    return load_runner(folder, threads=threads)
+    return load_runner(folder, threads=threads, trust=trust)
 
 
 def _say_of_weights(network: Any, weights: str, seed: int) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trunkline.cli.loaded import TrustOption
 from trunkline.cli.output import one_line, print_json, print_table
 
 OutArgument = Annotated[str, typer.Argument(metavar="OUT", help="A store.")]
@@ -16,19 +17,23 @@ def verify_command(
     out: OutArgument,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Rows to compute again.")] = 20,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the choice of rows.")] = 0,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compute random rows again and compare; exits with 1 where something disagrees."""
     from trunkline.extraction.checking import verify
 
-    report = verify(out, count, seed=seed)
+    report = verify(out, count, seed=seed, trust=trust)
     if as_json:
         print_json(report.to_dict())
     else:
         verdicts = ", ".join(f"{number} {verdict}" for verdict, number in report.verdicts.items())
         typer.echo(f"store     {one_line(report.out)}")
-        typer.echo(f"rows      {report.rows} computed again: {verdicts}")
-        typer.echo(f"largest   relative difference {report.worst:.1e}")
+        if report.left_out is None:
+            typer.echo(f"rows      {report.rows} computed again: {verdicts}")
+            typer.echo(f"largest   relative difference {report.worst:.1e}")
+        else:
+            typer.echo(f"left out  files were hashed, no row computed: {one_line(report.left_out)}")
         for name in report.damaged:
             typer.echo(f"damaged   {one_line(name)} is not the file that was written")
         for row in report.bad:

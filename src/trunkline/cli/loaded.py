@@ -32,6 +32,12 @@ AgreeOption = Annotated[
     bool,
     typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Open runners of elsewhere that could run code: you know who made them."
+    ),
+]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.errors import ConfigError, StoreError
+from trunkline.errors import ConfigError, StoreError, UntrustedError
 from trunkline.extraction.decoding import Decoding, decode_item
 from trunkline.extraction.jobs import computing_of
 from trunkline.extraction.pipeline import Seconds
@@ -58,6 +58,7 @@ class VerifyReport:
         damaged: Data files whose bytes are not those that were written.
         worst: Largest difference.
         bad: Rows that do not agree.
+        left_out: Why no rows were computed again, None where they were.
     """
 
     out: str
@@ -66,10 +67,11 @@ class VerifyReport:
     damaged: tuple[str, ...]
     worst: float
     bad: tuple[RowCheck, ...]
+    left_out: str | None = None
 
     @property
     def good(self) -> bool:
-        """Whether nothing disagrees."""
+        """Whether nothing of what was checked disagrees."""
         return not self.bad and not self.damaged
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,14 +122,19 @@ def verify(
     *,
     seed: int = 0,
     threads: int | None = None,
+    trust: bool = False,
 ) -> VerifyReport:
     """Compute random rows of a store again, with the runner that is kept in it.
+
+    A store of elsewhere runs nothing here: where its runner could, files are compared with their
+    hashes, and the report says in ``left_out`` why no row was computed.
 
     Args:
         out: A store.
         count: Rows of undamaged shards; all of them where there are no more.
         seed: Of the choice.
         threads: That the network uses; None for all cores.
+        trust: Whoever wrote the store may run code here, see ``load_runner``.
 
     Returns:
         How they compare. On the processor that computed the store rows are equal bit by bit; on
@@ -155,7 +162,11 @@ def verify(
         for number in range(one.images)
     ]
     chosen = sorted(random.Random(seed).sample(places, min(count, len(places))))  # noqa: S311
-    computing = computing_of(store, manifest, threads)
+    left_out = None
+    try:
+        computing = computing_of(store, manifest, threads, trust=trust)
+    except UntrustedError as error:
+        chosen, left_out = [], str(error)
     decoding = Decoding.from_dict(manifest.source, manifest.job["images"])
     checks = []
     for shard in sorted({shard for shard, _ in chosen}):
@@ -173,6 +184,7 @@ def verify(
         damaged=damaged,
         worst=max((one.difference or 0.0 for one in checks), default=0.0),
         bad=tuple(one for one in checks if not one.good),
+        left_out=left_out,
     )
 
 

@@ -65,6 +65,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     ray_address: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     stopping: threading.Event | None = None,
+    trust: bool = False,
 ) -> ExtractReport:
     """Compute the features of every image of a source and keep them in a store.
 
@@ -104,6 +105,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         ray_address: Of the cluster; None starts Ray on this machine, or uses one that is connected.
         progress: Called from time to time with how far it is.
         stopping: Once set, the run ends within a batch; unfinished shards are given up.
+        trust: Go on with a store of elsewhere although its runner could run code here: see
+            ``load_runner``. Only runners of "inductor", and those of layers of one's own, could.
 
     Returns:
         What was done.
@@ -112,6 +115,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         ConfigError: An option outside what is allowed.
         SourceError: The source cannot be listed, or has no images.
         StoreError: ``out`` belongs to another job, or is damaged.
+        UntrustedError: ``out`` was begun elsewhere, with a runner that could run code.
         OutputError: ``out`` cannot be written; finished shards stay.
         TooManyFailuresError: More than ``max_errors`` images failed; finished shards stay.
         NotInstalledError: ``pip install "trunkline[extract]"`` was not run.
@@ -161,6 +165,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         progress=progress,
         stopping=stopping or threading.Event(),
         began=began,
+        trust=trust,
     )
     if engine == "ray":
         return run.on_ray(ray_address, retry_failed=retry_failed)
@@ -227,6 +232,7 @@ class _Run:
         progress: Callable[[Progress], None] | None,
         stopping: threading.Event,
         began: float,
+        trust: bool,
     ) -> None:
         self._asked = asked
         self._store = store
@@ -238,11 +244,12 @@ class _Run:
         self._progress = progress
         self._stopping = stopping
         self._began = began
+        self._trust = trust
         self._before = 0
 
     def here(self, *, retry_failed: bool) -> ExtractReport:
         """Compute in this process and its workers."""
-        manifest, computing = open_job(self._asked, self._store, self._threads)
+        manifest, computing = open_job(self._asked, self._store, self._threads, trust=self._trust)
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
         session = Session(
@@ -274,7 +281,7 @@ class _Run:
         """Compute on a cluster."""
         from trunkline.extraction.on_ray import compute_on_ray
 
-        manifest, _ = open_job(self._asked, self._store, self._threads)
+        manifest, _ = open_job(self._asked, self._store, self._threads, trust=self._trust)
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
         tally = compute_on_ray(
@@ -288,6 +295,7 @@ class _Run:
             max_errors=self._max_errors,
             stopping=self._stopping,
             progress=lambda tally: self._tell(plan, tally),
+            trust=self._trust,
         )
         return self._report(manifest, plan, tally, before)
 

@@ -282,7 +282,7 @@ class ZarrPart:
         zarr = require("zarr", _PURPOSE)
         table = self.table(["key", "status", ROW])
         table = table.filter(has_status(table, "ok"))
-        array = zarr.open_array(self.out / level, mode="r")
+        array = zarr.open_array(self.out / level, mode="r", zarr_format=3)
         for start in range(0, len(table), _MAPS_AT_ONCE):
             some = table.slice(start, _MAPS_AT_ONCE)
             yield some["key"].combine_chunks(), array.oindex[some[ROW].to_numpy()]

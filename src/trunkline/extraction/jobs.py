@@ -185,9 +185,15 @@ def _network(backbone: Backbone | Runner) -> dict[str, Any]:
 
 
 def open_job(
-    asked: Asked, store: Store, threads: int | None
+    asked: Asked, store: Store, threads: int | None, *, trust: bool = False
 ) -> tuple[Manifest, Callable[[], Computing]]:
     """Begin a store, or make sure that an old one is of this job.
+
+    Args:
+        asked: What the job is.
+        store: Where it is kept.
+        threads: Of the network; None for all cores.
+        trust: Of the runner of an old store, see ``load_runner``.
 
     Returns:
         Its manifest, and what builds the runner: in the process that began the store it exists
@@ -204,7 +210,7 @@ def open_job(
         if store.begun:
             manifest = store.manifest()
             _check_same(asked, manifest, store)
-            return manifest, lambda: computing_of(store, manifest, threads)
+            return manifest, lambda: computing_of(store, manifest, threads, trust=trust)
         runner, job = _built(asked, threads)
         manifest = Manifest(
             source=asked.source,
@@ -220,17 +226,36 @@ def open_job(
     return manifest, lambda: _computing(runner, manifest)
 
 
-def computing_of(store: Store, manifest: Manifest, threads: int | None = None) -> Computing:
+def computing_of(
+    store: Store, manifest: Manifest, threads: int | None = None, *, trust: bool = False
+) -> Computing:
     """Load the runner of a store.
 
     Args:
         store: That has one.
         manifest: Of the store.
         threads: That it may use; None for all cores.
+        trust: Whoever wrote the store may run code here, see ``load_runner``.
+
+    Raises:
+        StoreError: The runner there computes something else than the store's job.
+        UntrustedError: The runner could run code, and this machine did not write it.
+        RunnerError: It is damaged, or this machine cannot run it.
     """
     engines = manifest.job["versions"]
     own = threads or (processor().cores if "torch" not in engines else None)
-    return _computing(load_runner(store.runner_folder, threads=own), manifest)
+    runner = load_runner(store.runner_folder, threads=own, trust=trust)
+    found = {
+        "network": {"state_sha256": runner.provenance["state_sha256"]},
+        "runtime": runner.runtime,
+        "precision": runner.precision,
+    }
+    if wrong := differences(manifest.job, found):
+        raise StoreError(
+            f"{store.runner_folder} is not the runner of this store: {'; '.join(wrong)}. Restore "
+            "it from where the store was copied, or extract into a new place."
+        )
+    return _computing(runner, manifest)
 
 
 def _computing(runner: Runner, manifest: Manifest) -> Computing:

@@ -75,7 +75,8 @@ class MapsDataset(Dataset[dict[str, Any]]):
         if self._process != os.getpid():  # a fork inherits arrays whose threads it has not
             zarr = require("zarr", "reading maps")
             self._arrays = {
-                name: zarr.open_array(self._out / name, mode="r") for name in self.levels
+                name: zarr.open_array(self._out / name, mode="r", zarr_format=3)
+                for name in self.levels
             }
             self._process = os.getpid()
         return self._arrays

@@ -13,6 +13,7 @@ from trunkline.extraction.durable import writing
 from trunkline.extraction.formats import format_of
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.store import Manifest, Store, differences
+from trunkline.runtimes.saving import copy_runner
 
 
 def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> int:
@@ -36,6 +37,7 @@ def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
         ConfigError: No store is given, or ``out`` has a name that no format has.
         StoreError: One of them is none, or of another job or listing, or ``out`` exists
             or is of another format.
+        RunnerError: The runner of the first one is damaged.
         OutputError: ``out`` cannot be written; give it again after removing what is there.
     """
     given = [Store(Path(one).absolute()) for one in stores]
@@ -61,7 +63,7 @@ def merge(stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
     target.create_folders()
     with writing(target.out):
         shutil.copytree(given[longest].plan_folder, target.plan_folder, dirs_exist_ok=True)
-        shutil.copytree(given[0].runner_folder, target.runner_folder)
+    copy_runner(given[0].runner_folder, target.runner_folder)  # with its signature, or without
     target.write_manifest(manifests[0])
     rows = sum(_copy(store, target, manifests[0]) for store in given)
     counts = plans[longest].counts()

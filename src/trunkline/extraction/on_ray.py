@@ -35,6 +35,7 @@ from trunkline.extraction.plan import Plan
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.store import Store
 from trunkline.runtimes.optional import require
+from trunkline.runtimes.saving import is_trusted
 
 _STOP = "stop"
 _ENDING_SECONDS = 20.0  # that actors get to end their processes
@@ -49,10 +50,11 @@ class ShardWorker:
         workers: Processes that decode.
         timeout_seconds: For one image.
         run: Folder of the run.
+        trust: Of the store's runner: what the driver knows of it, whose machine may be another.
     """
 
     def __init__(
-        self, out: str, threads: int, workers: int, timeout_seconds: float, run: str
+        self, out: str, threads: int, workers: int, timeout_seconds: float, run: str, trust: bool
     ) -> None:
         store = Store(out)
         if not store.begun:
@@ -67,7 +69,7 @@ class ShardWorker:
         self._session = Session(
             store,
             manifest,
-            lambda: computing_of(store, manifest, threads),
+            lambda: computing_of(store, manifest, threads, trust=trust),
             store.plan(manifest),
             workers=workers,
             timeout_seconds=timeout_seconds,
@@ -125,6 +127,7 @@ def compute_on_ray(
     max_errors: int | None,
     stopping: threading.Event,
     progress: Callable[[Tally], None],
+    trust: bool = False,
 ) -> Tally:
     """Compute shards on a cluster.
 
@@ -139,6 +142,7 @@ def compute_on_ray(
         max_errors: See ``extract``; known after each shard.
         stopping: Once set, actors end within a batch.
         progress: Is told after each shard.
+        trust: Of the store's runner, see ``load_runner``; actors are told what holds here.
 
     Returns:
         What all actors did.
@@ -156,13 +160,14 @@ def compute_on_ray(
     tally = Tally()
     if not rows:
         return tally
+    trusted = is_trusted(store.runner_folder, trust=trust)
     with _connected(address) as ray, _run_folder(store, stopping) as run:
         cores = threads or 1
         most = max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ShardWorker,
             fn_constructor_args=(
-                *(str(store.out), cores, min(workers, cores), timeout_seconds, str(run)),
+                *(str(store.out), cores, min(workers, cores), timeout_seconds, str(run), trusted),
             ),
             batch_size=1,
             num_cpus=cores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,17 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, DeploymentError, PrecisionError, TrunklineError
 from trunkline.preprocessing import is_positive_int
 from trunkline.runtimes.calibration import CalibrationSource, calibration_batches
-from trunkline.runtimes.engine import ENGINES, Engine, Maps, Spec, engine_class, versions_of
+from trunkline.runtimes.engine import (
+    ENGINES,
+    MAX_PIXELS,
+    Engine,
+    Maps,
+    Spec,
+    check_threads,
+    engine_class,
+    takes_threads,
+    versions_of,
+)
 from trunkline.runtimes.fidelity import (
     PRECISIONS,
     LevelFidelity,
@@ -173,6 +184,11 @@ def _check_arguments(
         raise ConfigError(
             f"input_shape={input_shape!r} must be (N, H, W), integers from 1 on, or None for any."
         )
+    if input_shape is not None and math.prod(input_shape) > MAX_PIXELS:
+        raise ConfigError(
+            f"input_shape={input_shape!r} has {math.prod(input_shape)} pixels, and {MAX_PIXELS} is "
+            "the most of one call; use smaller batches, or input_shape=None."
+        )
     if calibration is not None and precision != "int8":
         raise ConfigError(
             f"calibration images are for precision='int8', and precision is {precision!r}; "
@@ -199,9 +215,8 @@ def _expected(network: torch.nn.Module, plan: _Plan) -> list[tuple[NDArray[Any],
 
 def _with_threads(plan: _Plan, threads: int | None) -> _Plan:
     """Settle how many threads a call uses."""
-    if threads is not None and not is_positive_int(threads):
-        raise ConfigError(f"threads={threads!r} must be a positive integer, or None.")
-    if ENGINES[plan.spec.runtime][1] != "torch":
+    check_threads(threads)
+    if takes_threads(plan.spec.runtime):
         chosen = threads or processor().cores
     elif threads in (None, torch.get_num_threads()):
         chosen = torch.get_num_threads()
@@ -237,7 +252,7 @@ def _worse(one: LevelFidelity, other: LevelFidelity) -> LevelFidelity:
 def _engine(plan: _Plan) -> Engine:
     spec = plan.spec
     kind = engine_class(spec.runtime)
-    if ENGINES[spec.runtime][1] == "torch":
+    if not takes_threads(spec.runtime):
         engine: Engine = kind(plan.backbone, spec)
         return engine
     from trunkline.runtimes.onnx_writer import onnx_model

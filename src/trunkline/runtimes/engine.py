@@ -6,7 +6,7 @@ Nothing here imports PyTorch: a saved runner of ONNX Runtime or OpenVINO works w
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -16,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.backbones.levels import Level
-from trunkline.errors import NotInstalledError, RunnerError
-from trunkline.preprocessing import Preprocessing
+from trunkline.errors import ConfigError, NotInstalledError
+from trunkline.preprocessing import Preprocessing, is_positive_int
 from trunkline.runtimes.optional import EXTRAS
+from trunkline.runtimes.processor import processor
 
 Maps = list[NDArray[np.float32]]
+
+MAX_PIXELS = 1 << 28  # N·H·W of the one shape of a runner: 3 GB of float32 images
+_MIN_LIMIT = 256  # threads that are allowed on any machine; ONNX Runtime takes 5 s to start them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class Spec:
     threads: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can hold; ``from_dict`` reads them back."""
+        """Return plain values that JSON can hold; ``manifest.read_manifest`` reads them back."""
         plain = dict(vars(self))
         plain["levels"] = [vars(level) for level in self.levels]
         plain["returned_levels"] = [level.name for level in self.returned_levels]
@@ -61,41 +65,22 @@ class Spec:
             plain["preprocessing"] = self.preprocessing.to_dict()
         return plain
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Spec:
-        """Build from what ``to_dict`` wrote.
-
-        Raises:
-            RunnerError: A field is missing, unknown or of another kind.
-        """
-        try:
-            levels = tuple(Level(**level) for level in fields["levels"])
-            by_name = {level.name: level for level in levels}
-            shape, stated = fields["input_shape"], fields["preprocessing"]
-            return cls(
-                **{
-                    **fields,
-                    "levels": levels,
-                    "returned_levels": tuple(by_name[name] for name in fields["returned_levels"]),
-                    "input_shape": None if shape is None else tuple(shape),
-                    "preprocessing": None if stated is None else Preprocessing.from_dict(stated),
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunnerError(
-                f"the description of the runner cannot be read ({error!r}); save it again with "
-                "this version of trunkline."
-            ) from error
-
     def with_threads(self, threads: int | None) -> Spec:
         """Return the same for another number of threads; None changes nothing."""
         return self if threads is None else replace(self, threads=threads)
 
 
 class Engine(Protocol):
-    """Runs one network. Safe to call from several threads at once."""
+    """Runs one network. Safe to call from several threads at once.
+
+    Attributes:
+        name: Key of ``ENGINES``.
+        runs_code: File of a saved runner → what whoever made it could do by it, as a clause. Such
+            files are opened only where this machine wrote them or the caller trusts them.
+    """
 
     name: ClassVar[str]
+    runs_code: ClassVar[Mapping[str, str]]
 
     def run(self, images: NDArray[Any]) -> Maps:
         """Compute the maps.
@@ -108,21 +93,28 @@ class Engine(Protocol):
         """
 
     def save(self, folder: Path) -> None:
-        """Write what ``load`` needs into an empty folder."""
+        """Write what ``load`` needs into an empty folder. Names of files are plain ASCII."""
 
     @classmethod
-    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
-        """Return the files that ``load`` opens."""
+    def files(cls, names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
+        """Return the files that ``load`` opens, in its order.
+
+        Args:
+            names: That the runner has.
+            compiled: As for ``load``.
+        """
 
     @classmethod
-    def load(cls, folder: Path, spec: Spec, *, same_machine: bool) -> Engine:
+    def load(cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool) -> Engine:
         """Open what ``save`` wrote.
 
         Args:
-            folder: That was written.
+            files: As ``files`` names them.
             spec: That it was built with, but for the threads.
-            same_machine: The processor, the versions and the threads are those of then, so what
+            compiled: The processor, the versions and the threads are those of then, and so what
                 was compiled can be used again.
+            ours: This machine wrote the files, or the caller trusts whoever did. Of others nothing
+                is opened that ``runs_code`` names, and nothing that was compiled.
 
         Raises:
             RunnerError: The engine cannot open the files.
@@ -137,6 +129,29 @@ ENGINES = {
     "inductor": ("trunkline.runtimes.inductor:InductorEngine", "torch"),
     "torch": ("trunkline.runtimes.pytorch:TorchEngine", "torch"),
 }
+
+
+def takes_threads(runtime: str) -> bool:
+    """Say whether an engine has threads of its own; PyTorch's share those of the process."""
+    return ENGINES[runtime][1] != "torch"
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that is none, or that only starting them would hang.
+
+    Raises:
+        ConfigError: Not a positive integer up to four times the cores, or 256.
+    """
+    if threads is None:
+        return
+    if not is_positive_int(threads):
+        raise ConfigError(f"threads={threads!r} must be a positive integer, or None.")
+    most = max(_MIN_LIMIT, 4 * processor().cores)
+    if threads > most:
+        raise ConfigError(
+            f"threads={threads} is more than {most}, the most that make sense on this machine; "
+            "None takes all cores."
+        )
 
 
 def parts_of(num_images: int, spec: Spec) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,9 @@ class InductorEngine:
     """
 
     name: ClassVar[str] = "inductor"
+    runs_code: ClassVar[Mapping[str, str]] = {
+        PACKAGE: f"{PACKAGE} is a library of machine code, which runs in this process"
+    }
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
         program = traced(backbone, spec)
@@ -59,19 +63,22 @@ class InductorEngine:
         Path(folder, PACKAGE).write_bytes(self._package)
 
     @classmethod
-    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
+    def files(cls, _names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
         """Return the files that ``load`` opens."""
-        del same_machine  # nothing else was written
+        del compiled  # nothing else was written
         return (PACKAGE,)
 
     @classmethod
-    def load(cls, folder: Path, _spec: Spec, *, same_machine: bool) -> InductorEngine:
+    def load(
+        cls, files: Sequence[Path], _spec: Spec, *, compiled: bool, ours: bool
+    ) -> InductorEngine:
         """Open what ``save`` wrote; a package runs only on the kind of machine that made it."""
-        if not same_machine:
+        del ours
+        if not compiled:
             raise RunnerError(
                 "the runner was compiled for another processor or another version of PyTorch; "
                 "deploy the backbone again on this machine."
             )
         engine = cls.__new__(cls)
-        engine._network = torch._inductor.aoti_load_package(str(Path(folder, PACKAGE)))
+        engine._network = torch._inductor.aoti_load_package(str(files[0]))
         return engine

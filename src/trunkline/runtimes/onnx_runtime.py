@@ -9,6 +9,7 @@ Source: https://onnxruntime.ai/docs/performance (threading, graph optimisations)
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -33,6 +34,7 @@ class OnnxRuntimeEngine:
     """
 
     name: ClassVar[str] = "onnxruntime"
+    runs_code: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, graph: bytes, spec: Spec) -> None:
         self._set_up(graph, spec, compiled=False)
@@ -112,16 +114,18 @@ class OnnxRuntimeEngine:
         self._open(str(graph), options)
 
     @classmethod
-    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
+    def files(cls, _names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
         """Return the files that ``load`` opens."""
-        return (COMPILED,) if same_machine else (GRAPH,)
+        return (COMPILED,) if compiled else (GRAPH,)
 
     @classmethod
-    def load(cls, folder: Path, spec: Spec, *, same_machine: bool) -> OnnxRuntimeEngine:
+    def load(
+        cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool
+    ) -> OnnxRuntimeEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
+        del ours
         engine = cls.__new__(cls)
-        file = Path(folder, COMPILED if same_machine else GRAPH)
-        engine._set_up(str(file), spec, compiled=same_machine)
+        engine._set_up(str(files[0]), spec, compiled=compiled)
         return engine
 
 

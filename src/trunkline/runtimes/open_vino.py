@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ class OpenVinoEngine:
     """
 
     name: ClassVar[str] = "openvino"
+    runs_code: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, graph: Any, spec: Spec) -> None:
         model = self.read(graph) if isinstance(graph, bytes) else graph
@@ -105,19 +106,22 @@ class OpenVinoEngine:
         Path(folder, COMPILED).write_bytes(compiled.export_model().getvalue())
 
     @classmethod
-    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
+    def files(cls, _names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
         """Return the files that ``load`` opens."""
-        return (COMPILED,) if same_machine else (GRAPH, WEIGHTS)
+        return (COMPILED,) if compiled else (GRAPH, WEIGHTS)
 
     @classmethod
-    def load(cls, folder: Path, spec: Spec, *, same_machine: bool) -> OpenVinoEngine:
+    def load(
+        cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool
+    ) -> OpenVinoEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
+        del ours
         core = _core()
         try:
-            if not same_machine:
-                return cls(core.read_model(str(folder / GRAPH)), spec)
+            if not compiled:
+                return cls(core.read_model(str(files[0])), spec)
             # Mapped, not read: the weights are in memory once. The engine keeps pointing into it.
-            mapped = np.memmap(Path(folder, COMPILED), np.uint8, "c")
+            mapped = np.memmap(files[0], np.uint8, "c")
             blob = require("openvino", "runtime 'openvino'").Tensor(mapped, shared_memory=True)
             engine = cls.__new__(cls)
             engine._set_up(lambda properties: core.import_model(blob, "CPU", properties), spec)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 
 from trunkline.backbones.backbone import Backbone
+from trunkline.runtimes.manifest import Provenance
 
 
-def provenance_of(backbone: Backbone) -> dict[str, Any]:
+def provenance_of(backbone: Backbone) -> Provenance:
     """Return where the weights came from, as plain values.
 
     Returns:

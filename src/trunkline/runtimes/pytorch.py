@@ -6,6 +6,7 @@ process (``torch.set_num_threads``), which no single network can choose.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -71,6 +72,9 @@ class TorchEngine:
     """
 
     name: ClassVar[str] = "torch"
+    runs_code: ClassVar[Mapping[str, str]] = {
+        PROGRAM: f"expressions in {PROGRAM} run as Python when PyTorch opens it"
+    }
 
     def __init__(self, backbone: Backbone, spec: Spec) -> None:
         self._backbone, self._spec = backbone, spec
@@ -85,18 +89,18 @@ class TorchEngine:
         torch.export.save(traced(self._backbone, self._spec), Path(folder, PROGRAM))
 
     @classmethod
-    def files(cls, *, same_machine: bool) -> tuple[str, ...]:
+    def files(cls, _names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
         """Return the files that ``load`` opens."""
-        del same_machine  # nothing is compiled
+        del compiled  # nothing is
         return (PROGRAM,)
 
     @classmethod
-    def load(cls, folder: Path, _spec: Spec, *, same_machine: bool) -> TorchEngine:
+    def load(cls, files: Sequence[Path], _spec: Spec, *, compiled: bool, ours: bool) -> TorchEngine:
         """Open what ``save`` wrote."""
-        del same_machine  # nothing is compiled
+        del compiled, ours
         engine = cls.__new__(cls)
         try:
-            engine._network = channels_last(torch.export.load(Path(folder, PROGRAM)).module())
+            engine._network = channels_last(torch.export.load(files[0]).module())
         except Exception as error:  # it raises nearly anything for a program of another version
             raise RunnerError(
                 f"PyTorch {torch.__version__} cannot open {PROGRAM}: {in_one_line(error)}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +19,27 @@ from trunkline.runtimes.engine import Engine, Spec, empty_maps
 from trunkline.runtimes.fidelity import LevelFidelity
 
 if TYPE_CHECKING:
+    from trunkline.runtimes.manifest import Provenance
     from trunkline.runtimes.selection import Decision
 
 Images = TypeVar("Images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a runner was loaded from.
+
+    Attributes:
+        folder: That holds it.
+        digest: Of its manifest, and so of everything in it.
+        trusted: This machine wrote it, or the caller said so.
+        own: The folder goes with the runner: it was made for one that came out of a pickle.
+    """
+
+    folder: Path
+    digest: str
+    trusted: bool
+    own: bool = False
 
 
 class Runner:
@@ -34,7 +53,7 @@ class Runner:
         fidelity: How its maps compared with the backbone's when it was built.
         provenance: Where the weights came from, see ``Manifest``.
         decision: What ``runtime="auto"`` decided from.
-        folder: Where it was loaded from.
+        saved: What it was loaded from, None for a new one.
     """
 
     def __init__(
@@ -43,16 +62,16 @@ class Runner:
         spec: Spec,
         fidelity: Sequence[LevelFidelity],
         *,
-        provenance: dict[str, Any],
+        provenance: Provenance,
         decision: Decision | None = None,
-        folder: Path | None = None,
+        saved: Saved | None = None,
     ) -> None:
         self._engine = engine
         self.spec = spec
         self.fidelity = tuple(fidelity)
         self.provenance = provenance
         self.decision = decision
-        self.folder = folder
+        self.saved = saved
 
     @property
     def variant(self) -> str | None:
@@ -150,6 +169,12 @@ class Runner:
         from trunkline.runtimes.saving import save_runner
 
         return save_runner(self, self._engine, folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the folder that it was loaded from, else by its files; see ``pickling``."""
+        from trunkline.runtimes.pickling import reduced
+
+        return reduced(self)
 
     def __repr__(self) -> str:
         """Return what tells one runner from another."""

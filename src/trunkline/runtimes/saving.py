@@ -1,8 +1,8 @@
-"""Runners on disk: a manifest, the engine's files, and the proof that nothing was changed since.
+"""Runners on disk: the engine's files, and who may open them.
 
 ::
 
-    FOLDER/runner.json      what it is: see ``Manifest``
+    FOLDER/runner.json      what it is, and who wrote it: see ``trunkline.runtimes.manifest``
     FOLDER/…                the portable graph, and what the engine made of it on this machine
 
 Nothing here imports PyTorch, and neither does a loaded runner of ONNX Runtime or OpenVINO.
@@ -10,103 +10,39 @@ Nothing here imports PyTorch, and neither does a loaded runner of ONNX Runtime o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import trunkline
-from trunkline.errors import ConfigError, RunnerError
-from trunkline.outputs import digest_of, folder_written_whole, sha256_of
-from trunkline.preprocessing import is_positive_int
-from trunkline.runtimes.engine import ENGINES, Engine, Spec, engine_class, versions_of
-from trunkline.runtimes.fidelity import LevelFidelity
+from trunkline.errors import RunnerError, UntrustedError
+from trunkline.outputs import folder_written_whole, sha256_of
+from trunkline.runtimes.engine import (
+    ENGINES,
+    Engine,
+    Spec,
+    check_threads,
+    engine_class,
+    takes_threads,
+    versions_of,
+)
+from trunkline.runtimes.manifest import MANIFEST, Manifest, Signed, read_manifest
 from trunkline.runtimes.processor import processor
 
 if TYPE_CHECKING:
     from trunkline.runtimes.runner import Runner
 
-MANIFEST = "runner.json"
-_FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What ``runner.json`` says.
-
-    Attributes:
-        spec: What the runner computes, see ``Spec``.
-        fidelity: How its maps compared with the backbone's when it was built.
-        provenance: Digest of the backbone's tensors; file, tag and licence of its weights.
-        versions: Of trunkline and of the engine.
-        processor: That the compiled files are for, with its instruction sets.
-        files: Name → sha256 of every other file.
-    """
-
-    spec: Spec
-    fidelity: tuple[LevelFidelity, ...]
-    provenance: dict[str, Any]
-    versions: dict[str, str]
-    processor: str
-    files: dict[str, str]
-
-    def to_json(self) -> str:
-        """Return the text of the file; its last field is the digest of the others."""
-        fields = {
-            "format": _FORMAT,
-            **asdict(self),
-            "spec": self.spec.to_dict(),
-            "fidelity": [one.to_dict() for one in self.fidelity],
-        }
-        return json.dumps({**fields, "sha256": digest_of(fields)}, indent=2) + "\n"
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read the file back.
-
-        Raises:
-            RunnerError: It is missing, damaged, edited, or of another version of the format.
-        """
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            digest = fields.pop("sha256")
-            written = fields.pop("format")
-        except OSError as error:
-            raise RunnerError(
-                f"{path.parent} holds no runner: {path.name} cannot be read "
-                f"({error.strerror or error}); give a folder that Runner.save wrote."
-            ) from error
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RunnerError(
-                f"{path} is no manifest of a runner ({error!r}); save the runner again."
-            ) from error
-        if written != _FORMAT:
-            raise RunnerError(
-                f"{path} has format {written!r} and this version of trunkline reads {_FORMAT}; "
-                "save the runner again, or use the version that wrote it."
-            )
-        if digest != digest_of({"format": written, **fields}):
-            raise RunnerError(
-                f"{path} was changed after it was written; restore it, or save the runner again. "
-                "Threads can be chosen with load_runner(folder, threads=...)."
-            )
-        fields["spec"] = Spec.from_dict(fields["spec"])
-        fields["fidelity"] = tuple(LevelFidelity(**one) for one in fields["fidelity"])
-        return cls(**fields)
-
 
 def save_runner(runner: Runner, engine: Engine, folder: str | os.PathLike[str]) -> Path:
     """Write a runner into a new folder; see ``Runner.save``."""
     target = Path(folder)
+    if runner.saved is not None:  # it was loaded, and an engine need not keep its files
+        return copy_runner(runner.saved.folder, target, digest=runner.saved.digest)
     with folder_written_whole(target) as aside:
-        if runner.folder is not None:  # it was loaded, and an engine need not keep its files
-            manifest = _read(runner.folder)
-            _verify(runner.folder, manifest, manifest.files)
-            shutil.copytree(runner.folder, aside, dirs_exist_ok=True)
-            return target
         engine.save(aside)
         manifest = Manifest(
             spec=runner.spec,
@@ -114,18 +50,42 @@ def save_runner(runner: Runner, engine: Engine, folder: str | os.PathLike[str]) 
             provenance=runner.provenance,
             versions=_versions(runner.runtime),
             processor=processor().describe(),
-            files={
-                file.relative_to(aside).as_posix(): sha256_of(file)
-                for file in sorted(aside.rglob("*"))
-                if file.is_file()
-            },
+            files={file.name: sha256_of(file) for file in sorted(aside.iterdir())},
         )
-        Path(aside, MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        manifest.write(aside)
+    return target
+
+
+def copy_runner(source: Path, target: Path, *, digest: str | None = None) -> Path:
+    """Copy a saved runner: what its manifest names, and nothing else that lies there.
+
+    The signature stays what it was: a copy of a stranger's runner is a stranger's.
+
+    Args:
+        source: That holds one.
+        target: A new folder.
+        digest: Of the manifest that must be there, None for any.
+
+    Raises:
+        RunnerError: No runner, another one, or one that is incomplete or was edited.
+        OutputError: The target exists, or cannot be written.
+    """
+    names = _read(source).manifest.files
+    with folder_written_whole(target) as aside:
+        for name in (*names, MANIFEST):
+            shutil.copyfile(source / name, aside / name)
+        copied = _read(aside)
+        check_digest(source, copied, digest)
+        _verify(aside, copied.manifest, copied.manifest.files)
     return target
 
 
 def load_runner(
-    folder: str | os.PathLike[str], *, threads: int | None = None, verify: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    verify: bool = True,
+    trust: bool = False,
 ) -> Runner:
     """Open a runner that ``Runner.save`` wrote, without importing PyTorch where it can be.
 
@@ -133,10 +93,15 @@ def load_runner(
     processor of the same kind with the same version of the engine; elsewhere it is compiled anew
     from the graph beside it, except for runners of "inductor", which have none.
 
+    A runner that this user did not write on this machine runs nothing: what was compiled is passed
+    over, and where nothing else is there, it is refused.
+
     Args:
         folder: That was written.
         threads: That one call uses; None as when it was saved.
-        verify: Hash the files that are opened and compare, about 0.1 s for 100 MB.
+        verify: Hash the files that are opened and compare, about 0.1 s for 100 MB. Files that could
+            run code are always hashed.
+        trust: Open it as if this machine had written it: whoever made it may run code here.
 
     Returns:
         The runner, as it was saved.
@@ -144,40 +109,123 @@ def load_runner(
     Raises:
         RunnerError: No runner, one that is incomplete or was edited, or one that this machine or
             these versions cannot run.
+        UntrustedError: One that could run code, and that this machine did not write.
         NotInstalledError: Its engine is missing.
-        ConfigError: A number of threads below 1.
+        ConfigError: A number of threads below 1, or far above that of the cores.
     """
-    from trunkline.runtimes.runner import Runner
+    check_threads(threads)
+    return opened(Path(folder), threads, verify=verify, trust=trust)
 
-    if threads is not None and not is_positive_int(threads):
-        raise ConfigError(f"threads={threads!r} must be a positive integer, or None.")
-    place = Path(folder)
-    manifest = _read(place)
+
+def is_trusted(folder: Path, *, trust: bool) -> bool:
+    """Say whether a saved runner may be opened as this machine's own.
+
+    Args:
+        folder: That has one.
+        trust: What the caller says of whoever wrote it.
+
+    Raises:
+        RunnerError: No runner, or one that is incomplete or was edited.
+    """
+    return trust or _read(folder).why_untrusted() is None
+
+
+def opened(
+    folder: Path,
+    threads: int | None,
+    *,
+    verify: bool = True,
+    trust: bool,
+    digest: str | None = None,
+    own: bool = False,
+) -> Runner:
+    """Open a saved runner; see ``load_runner``, ``Saved`` and ``check_digest``."""
+    from trunkline.runtimes.runner import Runner, Saved
+
+    signed = _read(folder)
+    check_digest(folder, signed, digest)
+    manifest = signed.manifest
+    distrust = None if trust else signed.why_untrusted()
     spec = manifest.spec.with_threads(threads)
-    same_machine = (
+    _check_stored_threads(folder, spec)
+    kind = engine_class(spec.runtime)
+    compiled = distrust is None and _is_same_machine(manifest, spec)
+    names = kind.files(manifest.files, compiled=compiled)
+    _check_present(folder, manifest, names)
+    risks = [kind.runs_code[name] for name in names if name in kind.runs_code]
+    if risks and distrust is not None:
+        raise UntrustedError(
+            f"{folder} is not opened: {distrust}, and {'; '.join(risks)}. If you trust whoever "
+            "made it, say so with trust=True (--trust); else ask for a runner of onnxruntime or "
+            "openvino, or deploy the backbone yourself."
+        )
+    with _settled(folder, names, bool(risks)) as files:
+        if verify or risks:
+            _verify(files[0].parent, manifest, names)
+        engine = kind.load(files, spec, compiled=compiled, ours=distrust is None)
+    saved = Saved(folder=folder, digest=signed.digest, trusted=distrust is None, own=own)
+    return Runner(engine, spec, manifest.fidelity, provenance=manifest.provenance, saved=saved)
+
+
+def check_digest(folder: Path, signed: Signed, digest: str | None) -> None:
+    """Refuse a folder in which another runner lies than before.
+
+    Raises:
+        RunnerError: The digest of its manifest is another one.
+    """
+    if digest not in (None, signed.digest):
+        raise RunnerError(
+            f"{folder} holds another runner than when this one was loaded from there; load it "
+            "again."
+        )
+
+
+@contextmanager
+def _settled(folder: Path, names: Iterable[str], risky: bool) -> Iterator[list[Path]]:
+    """Give files that nobody exchanges between the hashing and the opening, where that counts."""
+    if not risky:
+        yield [folder / name for name in names]
+        return
+    with TemporaryDirectory(prefix="trunkline-") as own:
+        yield [Path(shutil.copyfile(folder / name, Path(own, name))) for name in names]
+
+
+def _is_same_machine(manifest: Manifest, spec: Spec) -> bool:
+    return (
         manifest.processor == processor().describe()
         and manifest.versions == _versions(spec.runtime)
         and spec.threads == manifest.spec.threads  # some kernels are laid out for a number of them
     )
-    kind = engine_class(spec.runtime)
-    if verify:
-        _verify(place, manifest, kind.files(same_machine=same_machine))
-    engine = kind.load(place, spec, same_machine=same_machine)
-    return Runner(engine, spec, manifest.fidelity, provenance=manifest.provenance, folder=place)
 
 
-def _read(folder: Path) -> Manifest:
+def _check_stored_threads(folder: Path, spec: Spec) -> None:
+    if takes_threads(spec.runtime):
+        try:
+            check_threads(spec.threads)
+        except ValueError as error:
+            raise RunnerError(
+                f"{folder} was saved for {spec.threads} threads, more than make sense here; choose "
+                "with load_runner(folder, threads=...)."
+            ) from error
+
+
+def _read(folder: Path) -> Signed:
     """Read the manifest of a runner all of whose files are there."""
-    manifest = Manifest.read(Path(folder, MANIFEST))
-    if manifest.spec.runtime not in ENGINES:
+    signed = read_manifest(folder)
+    if signed.manifest.spec.runtime not in ENGINES:
         raise RunnerError(
-            f"{folder} is a runner of {manifest.spec.runtime!r}, which this version of trunkline "
-            f"does not know; it knows {', '.join(ENGINES)}."
+            f"{folder} is a runner of {signed.manifest.spec.runtime!r}, which this version of "
+            f"trunkline does not know; it knows {', '.join(ENGINES)}."
         )
-    for name in manifest.files:
-        if not Path(folder, name).is_file():
+    _check_present(folder, signed.manifest, signed.manifest.files)
+    return signed
+
+
+def _check_present(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    for name in names:
+        # Links are followed: the hub's own cache is made of them, and hashes say what must be read.
+        if name not in manifest.files or not Path(folder, name).is_file():
             raise RunnerError(f"{folder} lacks {name}; copy the whole folder again.")
-    return manifest
 
 
 def _verify(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
