@@ -191,9 +191,8 @@ class Bench:
 
     def batch(self) -> Figures:
         """Time batches of several sizes."""
-        saved = json.loads((self.runner("fp32") / "runner.json").read_text(encoding="utf-8"))[
-            "spec"
-        ]
+        text = (self.runner("fp32") / "runner.json").read_text(encoding="utf-8")
+        saved = json.loads(text)["runner"]["spec"]
         given = {"backbone": BACKBONE, "runtime": saved["runtime"], "rounds": 5}
         return {"runtime": saved["runtime"], "speeds": child("batch", **given, work=self.work)}
 

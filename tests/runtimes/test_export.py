@@ -140,9 +140,10 @@ def test_torch_export_normalises_pictures(families: dict[str, Family], tmp_path:
 
 
 def assert_normalises(backbone: Backbone, kind: Format, folder: Path) -> None:
-    report = exported(backbone, folder, kind, preprocess=True)
-    pixels = pixels_of(1, 40, 71)
-    assert_agrees(OPENERS[kind](report.path), pixels, backbone, normalised(pixels))
+    run = OPENERS[kind](exported(backbone, folder, kind, preprocess=True).path)
+    for size in ((1, 40, 71), (1, 1, 1), (2, 20, 1)):
+        pixels = pixels_of(*size)
+        assert_agrees(run, pixels, backbone, normalised(pixels))
 
 
 def test_dla34_at_odd_sizes(tmp_path: Path, randomizer: Callable[[Any], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
@@ -36,7 +35,7 @@ from trunkline.runtimes.fidelity import (
     compare_maps,
 )
 from trunkline.runtimes.graphs import FromPixels, example_images, unfolded_network_of
-from trunkline.runtimes.processor import OFFERED, EmulationWarning, check_precision, processor
+from trunkline.runtimes.processor import OFFERED, check_precision, processor
 from trunkline.runtimes.provenance import provenance_of
 from trunkline.runtimes.runner import Runner
 from trunkline.runtimes.selection import (
@@ -318,9 +317,7 @@ def _possible(plan: _Plan, threads: int | None) -> tuple[dict[str, _Plan], list[
         if plan.spec.precision not in OFFERED[runtime]:
             continue
         try:
-            with warnings.catch_warnings():  # one for all engines, below
-                warnings.simplefilter("ignore", EmulationWarning)
-                check_precision(plan.spec.precision, runtime, here)
+            check_precision(plan.spec.precision, runtime, here, quietly=True)  # one for all, below
             versions_of(runtime)
             plans[runtime] = _with_threads(plan.for_engine(runtime), threads)
         except (DeploymentError, ConfigError) as error:

@@ -19,9 +19,10 @@ from torch.export import Dim
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import DeploymentError, OutputError
 from trunkline.runtimes.export_config import ExportConfig
-from trunkline.runtimes.graphs import AXES, INPUT_NAME, example_images, network_of
+from trunkline.runtimes.graphs import AXES, INPUT_NAME, TRACING, example_images, network_of
 from trunkline.runtimes.onnx_writer import onnx_model
 from trunkline.runtimes.optional import require
+from trunkline.runtimes.programs import exported, open_program, write_program
 from trunkline.runtimes.signal_stack import signal_stack_kept
 from trunkline.runtimes.telemetry import unreported
 
@@ -196,25 +197,17 @@ def _make_program(
         for place, axis in zip(places, AXES, strict=True)
         if axis in config.dynamic
     }
-    program = torch.export.export(
-        network_of(backbone, preprocess=config.preprocess),
-        (_traced_images(backbone, config),),
-        dynamic_shapes=(free,),
-        strict=False,
-    )
-    return program, json.dumps(metadata)
+    network = network_of(backbone, preprocess=config.preprocess)
+    return exported(network, _traced_images(backbone, config), free), json.dumps(metadata)
 
 
 def _write_program(made: tuple[Any, str], path: Path) -> None:
     program, metadata = made
-    # Not straight to the path: PyTorch's own writer reports a full disk as an internal error.
-    written = io.BytesIO()
-    torch.export.save(program, written, extra_files={METADATA_FILE: metadata})
-    path.write_bytes(written.getbuffer())
+    write_program(program, path, {METADATA_FILE: metadata})
 
 
 def _load_program(path: Path, _names: Sequence[str]) -> Maps:
-    return _from_torch(torch.export.load(path).module())
+    return _from_torch(open_program(path))  # which was just written
 
 
 def _from_torch(network: Callable[[torch.Tensor], list[torch.Tensor]]) -> Maps:
@@ -228,7 +221,7 @@ def _from_torch(network: Callable[[torch.Tensor], list[torch.Tensor]]) -> Maps:
 @contextmanager
 def _old_format() -> Iterator[None]:
     """Keep to ourselves that PyTorch prefers torch.export: the user asked for the old format."""
-    with warnings.catch_warnings():
+    with TRACING, warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", r".*`?torch\.jit\.", category)
         yield

@@ -49,7 +49,8 @@ def compare_maps(
     """Compare maps level by level, in float64.
 
     Raises:
-        FidelityError: Another number of maps, another shape, or values that are not finite.
+        FidelityError: Another number of maps, another shape, or values that are not finite, on
+            either side: engines differ in what they make of those.
     """
     if not len(levels) == len(reference) == len(candidate):
         raise FidelityError(
@@ -67,7 +68,7 @@ def _compare(
             f"{level.name} has shape {candidate.shape} where the backbone's is {reference.shape}; "
             "this is a fault of the conversion, please report it with the command."
         )
-    if not np.isfinite(candidate).all():
+    if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         raise FidelityError(
             f"{level.name} holds values that are not finite; check the weights, "
             "and whether the backbone's own map is finite for the same images."

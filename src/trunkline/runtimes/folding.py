@@ -54,6 +54,22 @@ def fold(backbone: Backbone) -> Backbone:
     return folded
 
 
+def fold_structure(backbone: Backbone) -> Backbone:
+    """Give a network that was built without its foldable norms the biases that folding makes.
+
+    Args:
+        backbone: With ``nn.Identity`` for those norms, on the meta device. It is changed.
+
+    Returns:
+        The same. Its parameters have the names and shapes of those of ``fold``.
+    """
+    for module in backbone.modules():
+        conv = getattr(module, "conv", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(getattr(module, "norm", None), nn.Identity):
+            conv.bias = nn.Parameter(torch.empty(conv.out_channels, device="meta"))
+    return backbone
+
+
 def check_backbone(backbone: object) -> None:
     """Refuse what is no backbone, and one without numbers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import cast
 
 import torch
@@ -12,6 +13,10 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError
 from trunkline.preprocessing import IMAGENET, Preprocessing
 from trunkline.runtimes.folding import check_backbone, fold
+
+# PyTorch's tracers and its exporter replace methods of nn.Module and variables of their own modules
+# meanwhile: of two threads that trace, each would meet the work of the other. They take turns.
+TRACING = threading.RLock()
 
 INPUT_NAME = "image"
 AXES = ("batch", "height", "width")
@@ -38,7 +43,8 @@ class FromPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Map pixels to the backbone's maps."""
-        values = pixels.permute(0, 3, 1, 2).float()  # (N, 3, H, W)
+        # In one layout: questions about another would bind the sizes of an exported program.
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         if self.is_bgr:
             values = values.flip(1)
         if self.to_unit:

@@ -7,17 +7,16 @@ compiler and a minute or so. Source: https://docs.pytorch.org, "AOTInductor".
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from numpy.typing import NDArray
 
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import DeploymentError, RunnerError
 from trunkline.runtimes.engine import Maps, Spec, in_one_line
+from trunkline.runtimes.programs import compile_program, open_package
 from trunkline.runtimes.pytorch import run_network, traced
 
 PACKAGE = "compiled.pt2"
@@ -41,18 +40,14 @@ class InductorEngine:
         with tempfile.TemporaryDirectory(prefix="trunkline-") as folder:
             package = Path(folder, PACKAGE)
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    torch._inductor.aoti_compile_and_package(
-                        program, package_path=str(package), inductor_configs={"freezing": True}
-                    )
+                compile_program(program, package)
             except Exception as error:  # a missing compiler, a full disk, an operator it lacks
                 raise DeploymentError(
                     f"PyTorch's compiler failed: {in_one_line(error)}; it needs a C++ compiler "
                     "(g++ or clang++) and its temporary folder. runtime='torch' needs neither."
                 ) from error
             self._package = package.read_bytes()
-            self._network: Any = torch._inductor.aoti_load_package(str(package))
+            self._network: Any = open_package(package)
 
     def run(self, images: NDArray[Any]) -> Maps:
         """Compute the maps; see ``Engine``."""
@@ -80,5 +75,5 @@ class InductorEngine:
                 "deploy the backbone again on this machine."
             )
         engine = cls.__new__(cls)
-        engine._network = torch._inductor.aoti_load_package(str(files[0]))
+        engine._network = open_package(files[0])
         return engine

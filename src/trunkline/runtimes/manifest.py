@@ -18,7 +18,7 @@ from msgspec import Meta, Raw
 
 from trunkline.backbones.levels import Level
 from trunkline.errors import RunnerError
-from trunkline.files import DocumentError, parse_document, read_document, sign, why_untrusted
+from trunkline.files import parse_document, read_document, sign, why_untrusted
 from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.engine import MAX_PIXELS, Spec
 from trunkline.runtimes.fidelity import LevelFidelity
@@ -212,7 +212,7 @@ def read_manifest(folder: Path) -> Signed:
             f"{folder} holds no runner: {MANIFEST} cannot be read ({error.strerror or error}); "
             "give a folder that Runner.save wrote."
         ) from error
-    except DocumentError as error:
+    except ValueError as error:  # a DocumentError; a name that no file can have
         raise RunnerError(
             f"{path} is no manifest of a runner ({error}); save the runner again."
         ) from error

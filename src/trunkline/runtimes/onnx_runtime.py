@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from trunkline.errors import RunnerError
 from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
+from trunkline.runtimes.graph_checks import check_onnx
 from trunkline.runtimes.optional import require
 
 GRAPH = "model.onnx"
@@ -123,7 +124,8 @@ class OnnxRuntimeEngine:
         cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool
     ) -> OnnxRuntimeEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
-        del ours
+        if not ours:
+            check_onnx(files[0])
         engine = cls.__new__(cls)
         engine._set_up(str(files[0]), spec, compiled=compiled)
         return engine

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from trunkline.backbones.blocks import DilatedAvgPool2d, DilatedMaxPool2d
 from trunkline.backbones.levels import output_names
 from trunkline.errors import ConfigError, DeploymentError
 from trunkline.preprocessing import Preprocessing
-from trunkline.runtimes.graphs import AXES, INPUT_NAME, FromPixels, network_of
+from trunkline.runtimes.graphs import AXES, INPUT_NAME, TRACING, FromPixels, network_of
 from trunkline.runtimes.optional import require
 
 OPSETS = range(14, 24)
@@ -41,6 +42,20 @@ class _Tracer(torch.fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         leaves = (nn.Conv2d, DilatedMaxPool2d, DilatedAvgPool2d)
         return isinstance(m, leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def trace(self, *args: Any, **kwargs: Any) -> torch.fx.Graph:
+        with TRACING:
+            self._thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        # Calls of all modules come here, those of other threads too, which only want to compute.
+        mine = threading.get_ident() == self._thread
+        return super().call_module(m, forward, args, kwargs) if mine else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        mine = threading.get_ident() == self._thread
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if mine else attr_val
 
 
 class _Graph:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trunkline.errors import RunnerError
 from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
+from trunkline.runtimes.graph_checks import check_openvino, check_openvino_file
 from trunkline.runtimes.optional import require
 from trunkline.runtimes.signal_stack import signal_stack_kept
 
@@ -115,11 +116,16 @@ class OpenVinoEngine:
         cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool
     ) -> OpenVinoEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
-        del ours
         core = _core()
         try:
             if not compiled:
-                return cls(core.read_model(str(files[0])), spec)
+                graph, weights = files
+                if not ours:
+                    check_openvino_file(graph)
+                model = core.read_model(str(graph), str(weights))
+                if not ours:
+                    check_openvino(model, graph)
+                return cls(model, spec)
             # Mapped, not read: the weights are in memory once. The engine keeps pointing into it.
             mapped = np.memmap(files[0], np.uint8, "c")
             blob = require("openvino", "runtime 'openvino'").Tensor(mapped, shared_memory=True)

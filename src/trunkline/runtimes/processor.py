@@ -120,13 +120,16 @@ def read_sysctl(text: str) -> tuple[str, tuple[str, ...]]:
     return values.get("machdep.cpu.brand_string", "").strip(), _known(found)
 
 
-def check_precision(precision: str, runtime: str, processor: Processor) -> None:
+def check_precision(
+    precision: str, runtime: str, processor: Processor, *, quietly: bool = False
+) -> None:
     """Refuse a precision that an engine cannot give here, and warn where it gains nothing.
 
     Args:
         precision: One of ``PRECISIONS``.
         runtime: One of the keys of ``OFFERED``.
         processor: Where it is to run.
+        quietly: Only refuse.
 
     Raises:
         ConfigError: An unknown precision or engine.
@@ -156,20 +159,23 @@ def check_precision(precision: str, runtime: str, processor: Processor) -> None:
                 "use precision='fp32'."
             )
         _warn(
+            quietly,
             f"{given}: {lacks}, so PyTorch emulates it, slower than fp32; the maps are those of "
-            "bf16. Use precision='fp32' unless you rehearse for another machine."
+            "bf16. Use precision='fp32' unless you rehearse for another machine.",
         )
     if precision == "int8" and not processor.has_int8_dot:
         _warn(
+            quietly,
             f"{given}: {processor.describe()} has no int8 dot products ({', '.join(INT8_FLAGS)}), "
             "so int8 gains less than elsewhere, see docs/precision.md; "
-            "measure both, and use precision='fp32' where it is as fast."
+            "measure both, and use precision='fp32' where it is as fast.",
         )
 
 
-def _warn(text: str) -> None:
+def _warn(quietly: bool, text: str) -> None:
     # The line to show is that of who called `deploy`: _warn, check_precision, deploy, the caller.
-    warnings.warn(text, EmulationWarning, stacklevel=4)
+    if not quietly:
+        warnings.warn(text, EmulationWarning, stacklevel=4)
 
 
 def _known(found: Iterable[str]) -> tuple[str, ...]:

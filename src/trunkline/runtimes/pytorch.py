@@ -6,6 +6,7 @@ process (``torch.set_num_threads``), which no single network can choose.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -15,34 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import RunnerError
+from trunkline.backbones.options import CUSTOM
+from trunkline.errors import DeploymentError, FidelityError, RunnerError
 from trunkline.runtimes.engine import Maps, Spec, in_one_line
-from trunkline.runtimes.graphs import FromPixels, example_images, network_of
+from trunkline.runtimes.fidelity import check_fidelity, compare_maps
+from trunkline.runtimes.graphs import example_images, network_of
+from trunkline.runtimes.network_file import NETWORK, in_precision, read_network, write_network
+from trunkline.runtimes.programs import exported, open_program, write_program
 
 PROGRAM = "program.pt2"
 
+_log = logging.getLogger(__name__)
 
-class InBfloat16(nn.Module):
-    """A backbone that computes in bfloat16, between images and maps in float32."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.bfloat16()
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images to the network's maps."""
-        return [one.float() for one in self.network(images.bfloat16())]
+_PROBES = ((1, 1, 1), (2, 33, 65))  # (N, H, W) that a saved network is compared at
 
 
 def network_for(backbone: Backbone, spec: Spec) -> nn.Module:
     """Return the network that PyTorch's engines run, in the spec's precision."""
-    network = network_of(backbone, preprocess=spec.preprocess)
-    if spec.precision == "bf16":
-        if isinstance(network, FromPixels):  # whose 8-bit values bfloat16 could not tell apart
-            network.backbone = InBfloat16(network.backbone)
-        else:
-            network = InBfloat16(network)
-    return network
+    return in_precision(network_of(backbone, preprocess=spec.preprocess), spec)
 
 
 def channels_last(network: nn.Module) -> nn.Module:
@@ -56,11 +47,10 @@ def channels_last(network: nn.Module) -> nn.Module:
 def traced(backbone: Backbone, spec: Spec) -> torch.export.ExportedProgram:
     """Return the same as a program, for the spec's shape or for any."""
     axes = (0, 1, 2) if spec.preprocess else (0, 2, 3)
-    free = dict.fromkeys(axes, torch.export.Dim.DYNAMIC) if spec.input_shape is None else None
+    free = dict.fromkeys(axes, torch.export.Dim.DYNAMIC) if spec.input_shape is None else {}
     shape = spec.input_shape or (2, 64, 96)
     images = example_images(backbone, *shape, preprocess=spec.preprocess)
-    with torch.no_grad():
-        return torch.export.export(network_for(backbone, spec), (images,), dynamic_shapes=(free,))
+    return exported(network_for(backbone, spec), images, free)
 
 
 class TorchEngine:
@@ -85,22 +75,72 @@ class TorchEngine:
         return run_network(self._network, images)
 
     def save(self, folder: Path) -> None:
-        """Write the network as a program that needs no trunkline to be run."""
-        torch.export.save(traced(self._backbone, self._spec), Path(folder, PROGRAM))
+        """Write the network as data; one that our code does not build, as a program.
+
+        Raises:
+            DeploymentError: The program does not compute what the network does.
+        """
+        described = Path(folder, NETWORK)
+        if self._is_kept_as_data(described):
+            return
+        described.unlink(missing_ok=True)
+        _log.info("the network has parts of its own, and is saved as a program")
+        write_program(traced(self._backbone, self._spec), Path(folder, PROGRAM))
+        self._check_again(Path(folder, PROGRAM))
+
+    def _is_kept_as_data(self, file: Path) -> bool:
+        """Write the network, and say whether what comes back is the same."""
+        if CUSTOM in (self._backbone.options.norm, self._backbone.options.act):
+            return False
+        try:
+            write_network(self._network, self._backbone, file)
+            again = read_network(file, self._spec)
+            if str(again) != str(self._network):
+                return False
+            self._compare(channels_last(again))
+        except (TypeError, RunnerError, FidelityError):  # other families, parts that were exchanged
+            return False
+        return True
+
+    def _check_again(self, file: Path) -> None:
+        try:
+            self._compare(channels_last(open_program(file)))
+        except (AssertionError, RuntimeError, FidelityError) as error:
+            raise DeploymentError(
+                f"PyTorch {torch.__version__} cannot save this network: its program fails or "
+                f"differs ({in_one_line(error)}); use layers that trunkline names, a fixed "
+                "input_shape, or a later PyTorch."
+            ) from error
+
+    def _compare(self, again: nn.Module) -> None:
+        """Make sure that two networks give the same maps, at the smallest sizes too."""
+        spec = self._spec
+        for shape in _PROBES if spec.input_shape is None else (spec.input_shape,):
+            images = example_images(self._backbone, *shape, preprocess=spec.preprocess).numpy()
+            try:
+                wanted = run_network(self._network, images)
+            except ValueError:  # of a norm over one number, which PyTorch refuses
+                continue
+            report = compare_maps(spec.returned_levels, wanted, run_network(again, images))
+            check_fidelity(report, spec.precision, "the saved network")
 
     @classmethod
-    def files(cls, _names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
+    def files(cls, names: Collection[str], *, compiled: bool) -> tuple[str, ...]:
         """Return the files that ``load`` opens."""
         del compiled  # nothing is
-        return (PROGRAM,)
+        return (NETWORK,) if NETWORK in names else (PROGRAM,)
 
     @classmethod
-    def load(cls, files: Sequence[Path], _spec: Spec, *, compiled: bool, ours: bool) -> TorchEngine:
+    def load(cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool) -> TorchEngine:
         """Open what ``save`` wrote."""
         del compiled, ours
         engine = cls.__new__(cls)
+        (file,) = files
+        if file.name == NETWORK:
+            engine._network = channels_last(read_network(file, spec))
+            return engine
         try:
-            engine._network = channels_last(torch.export.load(files[0]).module())
+            engine._network = channels_last(open_program(file))
         except Exception as error:  # it raises nearly anything for a program of another version
             raise RunnerError(
                 f"PyTorch {torch.__version__} cannot open {PROGRAM}: {in_one_line(error)}; "

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.backbones.levels import Level
-from trunkline.errors import InputError
+from trunkline.errors import DeploymentError, InputError, RunnerError
 from trunkline.preprocessing import Preprocessing
-from trunkline.runtimes.engine import Engine, Spec, empty_maps
+from trunkline.runtimes.engine import Engine, Maps, Spec, empty_maps, in_one_line, map_shapes
 from trunkline.runtimes.fidelity import LevelFidelity
 
 if TYPE_CHECKING:
@@ -146,13 +146,31 @@ class Runner:
             of ``channels``, of the same kind as the images. Later calls do not write to it.
 
         Raises:
-            InputError: Another kind, dtype, rank, channel count or size.
+            InputError: Another kind, dtype, rank, channel count or size; NaN or infinite numbers.
+            DeploymentError: The engine fails, for lack of memory most of the time.
         """
         array, give_back = _as_array(images)
         self._check(array)
         if array.shape[0] == 0:
             return [give_back(one) for one in empty_maps(array, self.spec)]
-        return [give_back(one) for one in self._engine.run(np.ascontiguousarray(array))]
+        return [give_back(one) for one in self._run(np.ascontiguousarray(array))]
+
+    def _run(self, array: NDArray[Any]) -> Maps:
+        try:
+            maps = self._engine.run(array)
+        except Exception as error:  # each engine has classes of its own
+            raise DeploymentError(
+                f"{self.runtime} failed on images of shape {array.shape}: "
+                f"{in_one_line(error) or type(error).__name__}; smaller or fewer images need less "
+                "memory."
+            ) from error
+        if [one.shape for one in maps] != map_shapes(array, self.spec):
+            raise RunnerError(
+                f"the engine gave maps of shapes {[one.shape for one in maps]} where the runner "
+                f"promises {map_shapes(array, self.spec)}; it was put together from two: save it "
+                "again."
+            )
+        return maps
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the runner into a new folder, whole or not at all; ``load_runner`` opens it.
@@ -211,6 +229,12 @@ class Runner:
         height, width = self._sides(array)
         if min(height, width) < 1:
             raise InputError(f"{wanted} with H and W of 1 or more, got {shape}.")
+        if not self.preprocess and not np.isfinite(array).all():
+            # Some engines would give finite maps for them: OpenVINO, and all of them in int8.
+            raise InputError(
+                f"{wanted}, all of them finite, got NaN or infinity; "
+                "numpy.nan_to_num replaces them."
+            )
         if self.input_shape is not None and (shape[0], height, width) != self.input_shape:
             n, h, w = self.input_shape
             raise InputError(

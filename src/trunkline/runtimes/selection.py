@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import trunkline
-from trunkline.files import home
+from trunkline.errors import ConfigError
+from trunkline.files import DocumentError, home, read_document
 from trunkline.runtimes.timing import Clocks, take_turns
 from trunkline.weights.files.cache import write_atomically
 
 _log = logging.getLogger(__name__)
 
 _ROUNDS = (5, 30)  # at least, and at most
+_MAX_BYTES = 1 << 20  # of a decision on disk, which has a thousand
 _BUDGET_S = 8.0  # for all engines together, where it allows more than the least number of rounds
 
 
@@ -63,17 +65,6 @@ class Decision:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Decision:
-        """Build from what ``to_dict`` wrote.
-
-        Raises:
-            TypeError: Fields are missing or unknown.
-        """
-        candidates = tuple(Candidate(**one) for one in fields["candidates"])
-        n, height, width = fields["shape"]
-        return cls(**{**fields, "shape": (n, height, width), "candidates": candidates})
 
 
 def measure(
@@ -125,24 +116,24 @@ def _candidate(runtime: str, runner: Any, taken: Sequence[float]) -> Candidate:
 
 def recall(key: Mapping[str, Any]) -> Decision | None:
     """Return an earlier decision for the same question, None where there is none."""
-    path = _path(key)
     try:
-        return Decision.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        path = _path(key)
+        return read_document(path, Decision, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        _log.warning("%s cannot be read (%s); the engines are measured again", path, error)
+    except (OSError, DocumentError, ConfigError) as error:
+        _log.warning("no earlier decision can be read (%s); the engines are measured again", error)
         return None
 
 
 def remember(key: Mapping[str, Any], decision: Decision) -> None:
     """Keep a decision for the next time; where the cache cannot be written, say so and go on."""
-    path = _path(key)
     try:
+        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(decision.to_dict(), indent=2) + "\n")
-    except OSError as error:
-        _log.warning("the decision cannot be kept in %s: %s", path, error.strerror or error)
+    except (OSError, ConfigError) as error:
+        _log.warning("the decision cannot be kept: %s", error)
 
 
 def _path(key: Mapping[str, Any]) -> Path:
