@@ -314,42 +314,6 @@ def test_a_layer_that_onnx_does_not_know_still_runs_in_pytorch(
         deploy(backbone, "openvino")
 
 
-CALLS = [
-    (lambda x: x[0], r"expected float32 images of shape \(N, 3, H, W\), got 3 dimensions.*None"),
-    (lambda x: x[0, 0], r"got 2 dimensions"),
-    (lambda x: x.astype("f8"), r"got float64; use images\.astype\(numpy\.float32\)"),
-    (lambda x: (x * 9).astype("u1"), r"got uint8; use images\.astype"),
-    (lambda x: x[:, :2], r"got \(2, 2, 65, 97\); check the order of the axes"),
-    (lambda x: x.transpose(0, 2, 3, 1), r"got \(2, 65, 97, 3\); check the order"),
-    (lambda x: x[:, :, :0], r"with H and W of 1 or more"),
-    (lambda x: x.tolist(), r"must be a NumPy array or a PyTorch tensor, got list; numpy\.asarray"),
-    (lambda x: torch.from_numpy(x).bfloat16(), r"torch\.bfloat16.*images\.float\(\)"),
-    (lambda x: torch.from_numpy(x).to("meta"), r"images are on meta.*images\.cpu\(\)"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), CALLS)
-def test_images_that_a_runner_does_not_take(
-    tiny: Backbone, images: np.ndarray[Any, Any], make: Any, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        deploy(tiny, "torch")(make(images))
-
-
-def test_another_shape_than_it_was_built_for(tiny: Backbone, images: np.ndarray[Any, Any]) -> None:
-    runner = deploy(tiny, "onnxruntime", input_shape=(2, 65, 96))
-    with pytest.raises(
-        InputError, match=r"built for N, H, W = 2, 65, 96 alone, got 2, 65, 97; .*input_shape=None"
-    ):
-        runner(images)
-
-
-def test_a_runner_of_pictures_takes_no_floats(tiny: Backbone, images: np.ndarray[Any, Any]) -> None:
-    runner = deploy(tiny, "torch", preprocess=True)
-    with pytest.raises(InputError, match=r"expected uint8 images of shape \(N, H, W, 3\).*8-bit"):
-        runner(images.transpose(0, 2, 3, 1))
-
-
 def test_nothing_is_warned_of_in_fp32(tiny: Backbone) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

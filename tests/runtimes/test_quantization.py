@@ -21,6 +21,7 @@ from trunkline.errors import ConfigError
 from trunkline.images import IMAGENET, load_images
 from trunkline.runtimes.calibration import calibration_batches
 from trunkline.runtimes.fidelity import MIN_COSINE, check_fidelity, compare_maps
+from trunkline.runtimes.graph_checks import check_onnx, check_openvino
 from trunkline.runtimes.onnx_writer import onnx_model
 from trunkline.runtimes.quantization import quantize_onnx, quantize_openvino
 from trunkline.runtimes.signal_stack import signal_stack_kept
@@ -133,6 +134,14 @@ def check(backbone: Backbone, engine: str, run: Run, images: Array, fed: Any = N
     report = compare_maps(backbone.returned_levels, reference(backbone, images), maps)
     check_fidelity(report, "int8", f"int8 on {engine}")
     assert all(level.cosine < MIN_COSINE["fp32"] for level in report)
+
+
+def test_its_graph_is_one_that_a_stranger_may_send(case: Case, tmp_path: Path) -> None:
+    if case.engine == "openvino":
+        check_openvino(case.small, tmp_path)
+    else:
+        (tmp_path / "model.onnx").write_bytes(case.small.SerializeToString())
+        check_onnx(tmp_path / "model.onnx")
 
 
 def test_maps_of_photos_keep_the_promised_cosine(case: Case) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -14,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from tests.runtimes.conftest import furthest, own_maps
+from tests.runtimes.conftest import furthest, own_maps, pretend, rewrite
 
 import trunkline
 from trunkline import Backbone, Runner, deploy, load_runner
 from trunkline.errors import ConfigError, NotInstalledError, OutputError, RunnerError
-from trunkline.outputs import sha256_of
 from trunkline.runtimes import engine, onnx_runtime, saving
 from trunkline.runtimes.manifest import read_manifest
 from trunkline.runtimes.processor import Processor
@@ -53,12 +51,6 @@ def same(one: list[Any], other: list[Any]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.fixture
-def saved(tiny: Backbone, tmp_path: Path) -> Path:
-    """A folder with a runner of ONNX Runtime."""
-    return deploy(tiny, "onnxruntime").save(tmp_path / "runner")
-
-
 @pytest.mark.parametrize("runtime", QUICK)
 @pytest.mark.parametrize("input_shape", [None, (2, 65, 97)])
 def test_a_loaded_runner_computes_the_same(
@@ -74,6 +66,14 @@ def test_a_loaded_runner_computes_the_same(
     assert loaded.spec == runner.spec
     assert loaded.fidelity == runner.fidelity
     assert loaded.provenance == runner.provenance
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_a_loaded_runner_takes_any_size(tiny: Backbone, tmp_path: Path, runtime: str) -> None:
+    loaded = load_runner(deploy(tiny, runtime).save(tmp_path / "runner"))
+    for size in ((1, 1), (1, 300), (20, 20), (32, 64), (33, 33), (65, 97)):
+        images = np.random.default_rng(0).standard_normal((2, 3, *size), np.float32)
+        assert furthest(own_maps(tiny, images), loaded(images)) < 1e-5
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -164,7 +164,7 @@ def test_another_number_of_threads(
 def test_what_the_compiler_made_for_another_processor_is_refused(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn_into_inductor(saved)
+    pretend(saved, "inductor", "compiled.pt2")
     monkeypatch.setattr(saving, "processor", lambda: OTHER)
     with pytest.raises(RunnerError, match=r"compiled for another processor .* deploy .* again"):
         load_runner(saved, verify=False, trust=True)
@@ -201,29 +201,6 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(OutputError, match=r"runner cannot be written: No space left on device"):
         runner.save(tmp_path / "out" / "runner")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Edit a manifest as somebody would who also knows how its digest is made, but has no key."""
-    path = folder / "runner.json"
-    fields = json.loads(path.read_text())
-    change(fields["runner"])
-    text = json.dumps(fields["runner"])
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    about = json.dumps({"format": fields["format"], "sha256": digest, "signature": None})
-    path.write_text(f'{about[:-1]}, "runner": {text}}}')
-
-
-def turn_into_inductor(folder: Path) -> None:
-    """Make it look like a runner of the compiler, which takes half a minute to make."""
-    (folder / "compiled.pt2").write_bytes(b"a library of a stranger")
-    rewrite(
-        folder,
-        lambda fields: fields.update(
-            spec={**fields["spec"], "runtime": "inductor"},
-            files={"compiled.pt2": sha256_of(folder / "compiled.pt2")},
-        ),
-    )
 
 
 def edit(text: str, other: str) -> Callable[[Path], None]:

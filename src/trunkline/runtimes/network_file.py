@@ -8,9 +8,9 @@ with layers of one's own or parts that were exchanged, cannot be kept so.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from msgspec import Meta
@@ -47,6 +47,10 @@ class _Built:
     output_stride: Literal[8, 16, 32]
     norm: Literal["batch", "frozen", "sync", "group"]
     act: str
+    drop_path_rate: Annotated[float, Meta(ge=0, lt=1)]  # of no effect here, and seen by who prints
+
+
+_OPTIONS = [one.name for one in fields(_Built) if one.name not in ("family", "architecture")]
 
 
 class InBfloat16(nn.Module):
@@ -79,13 +83,10 @@ def write_network(network: nn.Module, backbone: Backbone, path: Path) -> None:
         backbone: That it was made of.
         path: Of the file.
     """
-    chosen = backbone.options
     built = {
         "family": backbone.architecture.family,
         "architecture": asdict(backbone.architecture),  # type: ignore[call-overload]
-        **{name: getattr(chosen, name) for name in ("in_channels", "output_stride", "norm", "act")},
-        "return_idx": chosen.return_idx,
-        "return_stem": chosen.return_stem,
+        **{name: getattr(backbone.options, name) for name in _OPTIONS},
     }
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.write_bytes(save(state, {_KEY: json.dumps(built)}))
@@ -122,15 +123,10 @@ def _skeleton(built: _Built, spec: Spec, num_tensors: int) -> nn.Module:
     if blocks > min(_MAX_BLOCKS, num_tensors):
         raise ValueError(f"{blocks} blocks cannot be made of {num_tensors} tensors")
     with torch.device("meta"):
-        backbone = build_backbone(
-            architecture,
-            return_idx=built.return_idx,
-            return_stem=built.return_stem,
-            in_channels=built.in_channels,
-            output_stride=built.output_stride,
-            norm=built.norm if built.norm == "group" else _no_norm,  # the others were folded
-            act=built.act,
-        )
+        options: dict[str, Any] = {name: getattr(built, name) for name in _OPTIONS}
+        if built.norm != "group":  # the others were folded
+            options["norm"] = _no_norm
+        backbone = build_backbone(architecture, **options)
         folded: nn.Module = fold_structure(backbone)
         if spec.preprocess:
             if spec.preprocessing is None or built.in_channels != 3:

@@ -37,7 +37,7 @@ def _any_size() -> Iterator[None]:
     """Let sizes that are free be 1 as well.
 
     By default the exporter takes for granted that no free size is 1, and a last map of one pixel
-    is no map then: programs refuse images below 33 pixels. PyTorch before 2.7 has no choice.
+    is no map then: programs refuse images below 33 pixels. Older PyTorch has no choice.
     """
     if not hasattr(shapes_config, "backed_size_oblivious"):
         yield
