@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,14 @@ import pytest
 from PIL import Image
 
 PHOTOS = ("a/1.jpg", "a/2.JPEG", "b.jpg", "c/d/3.jpg", "e.jpg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the key that signs runners out of the user's own home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUNKLINE_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture

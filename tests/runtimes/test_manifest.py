@@ -197,11 +197,12 @@ def test_a_million_threads_are_not_started(saved: Path, tiny: Backbone) -> None:
     with pytest.raises(RunnerError, match=r"saved for 1000000 threads.*load_runner\(folder, thr"):
         load_runner(saved)
     assert load_runner(saved, threads=1).threads == 1
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: load_runner(saved, threads=10**6),
         lambda: deploy(tiny, "openvino", threads=10**6),
         lambda: deploy(tiny, "torch", threads=10**6),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ConfigError, match=r"threads=1000000 is more than \d+, the most"):
             call()
 
