@@ -5,54 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtimes.conftest import rewrite
+from tests.runtimes.json_values import QUIET, VALUES, places, put
 
 from trunkline import Backbone, deploy, load_runner
 from trunkline.errors import ConfigError, RunnerError, TrunklineError
 from trunkline.runtimes.manifest import read_manifest
-
-QUIET = settings(
-    max_examples=150,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**30), 10**30)
-    | st.sampled_from([0, 1, -1, 2**31, 2**63, 10**6])
-    | st.floats()
-    | st.text(max_size=20)
-    | st.just("x" * 5000),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=6,
-)
-
-
-def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where something can be exchanged, as paths of keys."""
-    yield above
-    if isinstance(value, dict | list):
-        for key in value if isinstance(value, dict) else range(len(value)):
-            yield from places(value[key], (*above, key))
-
-
-def put(fields: dict[str, Any], place: tuple[Any, ...], value: Any) -> None:
-    inner: Any = {"runner": fields}
-    *above, last = ("runner", *place)
-    for key in above:
-        inner = inner[key]
-    inner[last] = value
 
 
 def write(folder: Path, manifest: str) -> None:
@@ -78,9 +44,7 @@ def test_any_value_in_any_place_is_read_or_refused(saved: Path, data: st.DataObj
     fields = json.loads(kept)["runner"]
     place = data.draw(st.sampled_from(list(places(fields))))
     value = data.draw(VALUES)
-    if place:
-        put(fields, place, value)
-    write(saved, json.dumps(fields if place else value))
+    write(saved, json.dumps(put(fields, place, value)))
 
     def read() -> None:
         spec = read_manifest(saved).manifest.spec

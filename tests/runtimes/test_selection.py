@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.runtimes.conftest import furthest, own_maps
+from tests.runtimes.json_values import QUIET, VALUES, places, put
 
 from trunkline import Backbone, deploy
 from trunkline.errors import DeploymentError, PrecisionError
@@ -19,7 +22,7 @@ from trunkline.runtimes import deployment, selection
 from trunkline.runtimes.engine import ENGINES
 from trunkline.runtimes.fidelity import LevelFidelity
 from trunkline.runtimes.processor import EmulationWarning, Processor
-from trunkline.runtimes.selection import Candidate, measure
+from trunkline.runtimes.selection import Candidate, Decision, measure, recall, remember
 from trunkline.runtimes.timing import Clocks
 
 
@@ -123,6 +126,49 @@ def test_a_damaged_decision_is_measured_again_with_a_word(
         assert deploy(tiny, input_shape=(1, 64, 64)).decision is not None
     assert "the engines are measured again" in caplog.text
     assert json.loads(kept.read_text())["shape"] == [1, 64, 64]
+
+
+DECISION = Decision(
+    chosen="torch",
+    shape=(1, 224, 224),
+    rounds=5,
+    candidates=(
+        Candidate(runtime="torch", median_ms=1.5, best_ms=1.0, max_relative=1e-6, cosine=1.0),
+        Candidate(runtime="openvino", refusal="not installed"),
+    ),
+)
+
+
+@QUIET
+@given(data=st.data())
+def test_any_json_in_the_place_of_a_decision_is_one_or_none(data: st.DataObject) -> None:
+    remember({"a": 1}, DECISION)
+    assert recall({"a": 1}) == DECISION
+    whole = json.loads(json.dumps(DECISION.to_dict()))
+    place = data.draw(st.sampled_from(list(places(whole))))
+    text = json.dumps(put(whole, place, data.draw(VALUES)))
+    selection._path({"a": 1}).write_text(text)
+    found = recall({"a": 1})
+    assert found is None or isinstance(found.chosen, str)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, '"' + "x" * (2 << 20) + '"', "", "\0", "nan"])
+def test_text_that_is_no_decision(content: str, caplog: pytest.LogCaptureFixture) -> None:
+    remember({"a": 1}, DECISION)
+    selection._path({"a": 1}).write_text(content)
+    with caplog.at_level(logging.WARNING, logger="trunkline"):
+        assert recall({"a": 1}) is None
+    assert "no earlier decision can be read" in caplog.text
+
+
+def test_a_user_without_a_home_is_measured_for_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_HOME", "~nobody-of-this-name")
+    with caplog.at_level(logging.WARNING, logger="trunkline"):
+        remember({"a": 1}, DECISION)
+        assert recall({"a": 1}) is None
+    assert "the decision cannot be kept" in caplog.text
 
 
 @pytest.mark.usefixtures("without_pauses")
