@@ -39,6 +39,7 @@ def run(src: Path, out: Path, network: Any, **options: Any) -> None:
         ({"shard_size": -1}, "shard_size=-1 must be a positive integer"),
         ({"workers": 1.5}, "workers=1.5 must be a positive integer"),
         ({"threads": True}, "threads=True must be a positive integer"),
+        ({"threads": 10**6}, "threads=1000000 is more than"),
         ({"timeout_seconds": 0}, "timeout_seconds=0 must be more than 0"),
         ({"dtype": "float64"}, "dtype='float64' is unknown; use float32 or float16"),
         ({"decode": "quick"}, "decode='quick' is unknown; use one of"),

@@ -25,6 +25,7 @@ from trunkline.extraction.store import Manifest, Store
 from trunkline.images import MAX_PIXELS
 from trunkline.photos import DECODES, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
+from trunkline.runtimes.engine import check_threads
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.runner import Runner
 
@@ -194,10 +195,10 @@ def _check_numbers(
         ("batch_size", asked.batch_size),
         ("shard_size", asked.shard_size),
         ("workers", workers),
-        ("threads", threads),
     ):
         if value is not None and not is_positive_int(value):
             raise ConfigError(f"{name}={value!r} must be a positive integer.")
+    check_threads(threads)
     if not timeout_seconds > 0:
         raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
     if asked.dtype not in ("float32", "float16"):
