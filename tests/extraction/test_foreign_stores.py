@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from feature_blocks import newer_python
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -17,6 +21,7 @@ from trunkline import Backbone, deploy, extract
 from trunkline.cli.root import app
 from trunkline.errors import RunnerError, StoreError, UntrustedError
 from trunkline.extraction.checking import verify
+from trunkline.extraction.maps_dataset import MapsDataset
 from trunkline.extraction.merging import merge
 from trunkline.extraction.on_ray import ShardWorker
 from trunkline.extraction.reports import ExtractReport
@@ -173,3 +178,29 @@ def test_the_runner_of_another_store_is_not_used(
     deploy(named_layers, "torch", preprocess=True).save(runner)
     with pytest.raises(StoreError, match=r"is not the runner of this store: network\.state_sha256"):
         run(photos, store, own_layers)
+
+
+class Code:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(os.environ["RAN"]),)
+
+
+@newer_python
+def test_maps_behind_a_pickling_codec_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAN", str(tmp_path / "ran"))
+    folder = tmp_path / "f.zarr" / "level"
+    folder.mkdir(parents=True)
+    described = {
+        **{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "<f4", "order": "C"},
+        **{"compressor": None, "fill_value": None, "filters": [{"id": "pickle", "protocol": 5}]},
+    }
+    (folder / ".zarray").write_text(json.dumps(described))
+    (folder / "0").write_bytes(pickle.dumps(Code()))
+    maps = MapsDataset(tmp_path / "f.zarr", ["level"], pa.array(["a"]), np.zeros(1, np.int64))
+    with pytest.raises(FileNotFoundError, match=r"level"):
+        maps[0]
+    assert not (tmp_path / "ran").exists()
