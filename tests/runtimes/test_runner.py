@@ -99,6 +99,12 @@ def test_an_engine_that_fails_is_an_error_of_ours(
         broken(images)
 
 
+def test_images_that_no_memory_holds(tiny: Backbone) -> None:
+    runner = deploy(tiny, "torch", preprocess=True)
+    with pytest.raises(DeploymentError, match=r"torch failed .* Unable to allocate .*smaller or"):
+        runner(np.broadcast_to(np.uint8(0), (1, 10**7, 10**7, 3)))
+
+
 def test_maps_of_other_shapes_than_promised(tiny: Backbone, images: Images) -> None:
     runner = deploy(tiny, "torch")
     maps = runner(images)

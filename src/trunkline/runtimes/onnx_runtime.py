@@ -77,7 +77,10 @@ class OnnxRuntimeEngine:
     def _open(self, source: bytes | str, options: Any) -> Any:
         runtime = require("onnxruntime", "runtime 'onnxruntime'")
         try:
-            return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            # Its fallback prints, and tries the same once more.
+            return runtime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # it has a class for every status code
             raise RunnerError(
                 f"ONNX Runtime {runtime.__version__} cannot open the graph: {in_one_line(error)}; "

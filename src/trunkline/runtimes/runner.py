@@ -153,11 +153,11 @@ class Runner:
         self._check(array)
         if array.shape[0] == 0:
             return [give_back(one) for one in empty_maps(array, self.spec)]
-        return [give_back(one) for one in self._run(np.ascontiguousarray(array))]
+        return [give_back(one) for one in self._run(array)]
 
     def _run(self, array: NDArray[Any]) -> Maps:
         try:
-            maps = self._engine.run(array)
+            maps = self._engine.run(np.ascontiguousarray(array))
         except Exception as error:  # each engine has classes of its own
             raise DeploymentError(
                 f"{self.runtime} failed on images of shape {array.shape}: "
@@ -229,7 +229,7 @@ class Runner:
         height, width = self._sides(array)
         if min(height, width) < 1:
             raise InputError(f"{wanted} with H and W of 1 or more, got {shape}.")
-        if not self.preprocess and not np.isfinite(array).all():
+        if not self.preprocess and not _all_finite(array):
             # Some engines would give finite maps for them: OpenVINO, and all of them in int8.
             raise InputError(
                 f"{wanted}, all of them finite, got NaN or infinity; "
@@ -241,6 +241,14 @@ class Runner:
                 f"this runner was built for N, H, W = {n}, {h}, {w} alone, got {shape[0]}, "
                 f"{height}, {width}; resize the images, or deploy with input_shape=None."
             )
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    """Look without memory of its own: NaN is the least and the largest of what holds it."""
+    if not array.size:
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
 def _as_array(images: Any) -> tuple[NDArray[Any], Callable[[NDArray[np.float32]], Any]]:
