@@ -115,13 +115,21 @@ def test_what_is_no_graph(tmp_path: Path, tiny: Backbone, model: Any) -> None:
         load_runner(folder)
 
 
-def test_a_graph_of_openvino_with_a_loop(tmp_path: Path, tiny: Backbone) -> None:
+def test_a_graph_of_openvino_with_another_layer(tmp_path: Path, tiny: Backbone) -> None:
     folder = deploy(tiny, "openvino").save(tmp_path / "runner")
     text = (folder / "model.xml").read_text()
     changed = text.replace('type="ReLU"', 'type="Cosh"', 1)
     assert changed != text
     exchange(folder, "model.xml", changed.encode())
-    with pytest.raises(RunnerError, match=r"it holds what no backbone has: Cosh"):
+    with pytest.raises(RunnerError, match=r"^\S+ is not opened: it holds what .*: Cosh\."):
+        load_runner(folder)
+
+
+def test_a_graph_that_openvino_quotes_in_no_text(tmp_path: Path, tiny: Backbone) -> None:
+    folder = deploy(tiny, "openvino").save(tmp_path / "runner")
+    content = (folder / "model.xml").read_bytes()
+    exchange(folder, "model.xml", content.replace(b'"f32"', b'"f3\xd6"', 1))
+    with pytest.raises(RunnerError, match=r"OpenVINO cannot open the runner"):
         load_runner(folder)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.errors import RunnerError
+from trunkline.errors import RunnerError, TrunklineError
 from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
 from trunkline.runtimes.graph_checks import check_openvino, check_openvino_file
 from trunkline.runtimes.optional import require
@@ -116,27 +117,38 @@ class OpenVinoEngine:
         cls, files: Sequence[Path], spec: Spec, *, compiled: bool, ours: bool
     ) -> OpenVinoEngine:
         """Open what ``save`` wrote; what was compiled for another machine is compiled anew."""
-        core = _core()
-        try:
-            if not compiled:
-                graph, weights = files
-                if not ours:
-                    check_openvino_file(graph)
-                model = core.read_model(str(graph), str(weights))
-                if not ours:
-                    check_openvino(model, graph)
-                return cls(model, spec)
-            # Mapped, not read: the weights are in memory once. The engine keeps pointing into it.
-            mapped = np.memmap(files[0], np.uint8, "c")
-            blob = require("openvino", "runtime 'openvino'").Tensor(mapped, shared_memory=True)
-            engine = cls.__new__(cls)
-            engine._set_up(lambda properties: core.import_model(blob, "CPU", properties), spec)
-            return engine
-        except RuntimeError as error:
-            raise RunnerError(
-                f"OpenVINO cannot open the runner: {in_one_line(error)}; deploy the backbone again "
-                "on this machine."
-            ) from error
+        with _refusals():
+            if compiled:
+                return cls._imported(files[0], spec)
+            graph, weights = files
+            if not ours:
+                check_openvino_file(graph)
+            model = _core().read_model(str(graph), str(weights))
+            if not ours:
+                check_openvino(model, graph)
+            return cls(model, spec)
+
+    @classmethod
+    def _imported(cls, compiled: Path, spec: Spec) -> OpenVinoEngine:
+        # Mapped, not read: the weights are in memory once. The engine keeps pointing into it.
+        mapped = np.memmap(compiled, np.uint8, "c")
+        blob = require("openvino", "runtime 'openvino'").Tensor(mapped, shared_memory=True)
+        engine = cls.__new__(cls)
+        engine._set_up(lambda properties: _core().import_model(blob, "CPU", properties), spec)
+        return engine
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except TrunklineError:
+        raise
+    except Exception as error:  # its own, and UnicodeDecodeError where its text quotes the file
+        raise RunnerError(
+            f"OpenVINO cannot open the runner: {in_one_line(error)}; deploy the backbone again "
+            "on this machine."
+        ) from error
 
 
 def _core() -> Any:

@@ -183,6 +183,8 @@ class Runner:
 
         Raises:
             OutputError: It exists, or cannot be written.
+            RunnerError: It was loaded, and its folder holds another one now, or a damaged one.
+            DeploymentError: Its network has layers of one's own that cannot be saved.
         """
         from trunkline.runtimes.saving import save_runner
 
