@@ -142,6 +142,18 @@ def test_going_on_needs_trust(store: Path, photos: Path, own_layers: Backbone) -
 
 
 @pytest.mark.usefixtures("elsewhere")
+def test_the_command_line_passes_trust_on(store: Path, photos: Path, tmp_path: Path) -> None:
+    runner = str(Store(store).runner_folder)
+    command = ["extract", str(photos), str(tmp_path / "g.parquet"), "--backbone", runner]
+    command += ["--size", "32x32", "--workers", "1"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert "is not opened: this machine has no key yet" in " ".join(refused.stderr.split())
+    done = CliRunner().invoke(app, [*command, "--trust"])
+    assert (done.exit_code, done.exception) == (0, None)
+
+
+@pytest.mark.usefixtures("elsewhere")
 def test_workers_of_a_cluster_are_told(store: Path, tmp_path: Path) -> None:
     for trust in (False, True):
         (tmp_path / f"{trust}").mkdir()

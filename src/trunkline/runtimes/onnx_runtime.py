@@ -61,7 +61,7 @@ class OnnxRuntimeEngine:
         runtime = require("onnxruntime", "runtime 'onnxruntime'")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self._spec.threads // parts
-        options.log_severity_level = 3  # errors: it warns of fusions that it leaves out
+        options.log_severity_level = 4  # fatal: its errors are raised, and it warns of fusions
         # Waiting threads burn their core for a while in case more work comes. Between two calls
         # that core belongs to whoever decodes the next image.
         options.add_session_config_entry("session.force_spinning_stop", "1")
