@@ -24,10 +24,12 @@ from trunkline.backbones.levels import Level
 from trunkline.errors import ConfigError, ImageError, StoreError
 from trunkline.extraction.computing import Computing
 from trunkline.extraction.decoding import Decoding, decode_item
+from trunkline.extraction.manifests import MOST_NUMBERS, Manifest, differences, new_id
+from trunkline.extraction.places import check_continued, check_place, check_unclaimed
 from trunkline.extraction.pooling import Pool
 from trunkline.extraction.records import Column, Dtype, Schema
 from trunkline.extraction.sources import Source, list_items
-from trunkline.extraction.store import Manifest, Store, differences
+from trunkline.extraction.store import Store
 from trunkline.preprocessing import IMAGENET, Preprocessing
 from trunkline.runtimes.engine import versions_of
 from trunkline.runtimes.processor import processor
@@ -126,7 +128,7 @@ def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
     """Return what the shards of a store hold.
 
     Raises:
-        ConfigError: Maps of images whose sizes differ.
+        ConfigError: Maps of images whose sizes differ, or that are too large.
     """
     size = asked.decoding.size
     if asked.pool == "none" and size is None:
@@ -139,6 +141,12 @@ def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
         shape: tuple[int, ...] = (level.channels,)
         if asked.pool == "none" and size is not None:
             shape = (level.channels, *(-(-side // level.stride) for side in size))
+        if math.prod(shape) > MOST_NUMBERS:
+            raise ConfigError(
+                f"a map of {level.name} would have {math.prod(shape)} numbers, and {MOST_NUMBERS} "
+                "are the most that a store holds of an image; choose a smaller size, deeper "
+                "levels, or a pool."
+            )
         columns.append(
             Column(name=f"{level.name}_stride_{level.stride}", stride=level.stride, shape=shape)
         )
@@ -200,23 +208,26 @@ def open_job(
         already, elsewhere it is loaded.
 
     Raises:
-        StoreError: The store is of another job.
+        StoreError: The store is of another job, has lost a part of it, or what is there is none.
         ConfigError: The job cannot be: a format that cannot hold it, a runner for other sizes.
     """
     schema = schema_of(asked, {})
     store.format_for(asked.layout, schema)  # refuses what it cannot hold before any work is done
+    check_place(store)
     store.create_folders()
     with store.setup_lock():
         if store.begun:
             manifest = store.manifest()
             _check_same(asked, manifest, store)
+            check_continued(store, manifest)
             return manifest, lambda: computing_of(store, manifest, threads, trust=trust)
+        check_unclaimed(store)
         runner, job = _built(asked, threads)
         manifest = Manifest(
             source=asked.source,
             layout=asked.layout,
             job=job,
-            schema=replace(schema, made_by=job),
+            schema=replace(schema, made_by=job, store_id=new_id()),
             machine=processor().describe(),
         )
         if store.runner_folder.exists():  # of a run that died before its manifest
@@ -261,6 +272,11 @@ def computing_of(
 def _computing(runner: Runner, manifest: Manifest) -> Computing:
     names = [level.name for level in runner.returned_levels]
     job = manifest.job
+    if not {*job["levels"]} <= {*names}:
+        raise StoreError(
+            f"the runner of the store returns {', '.join(names)}, and its manifest asks for "
+            f"{', '.join(job['levels'])}: they do not belong together. Extract into a new place."
+        )
     return Computing(
         runner,
         Preprocessing.from_dict(job["images"]["preprocessing"]),
