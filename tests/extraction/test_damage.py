@@ -24,7 +24,7 @@ from store_files import data_files
 
 from trunkline import Backbone, extract
 from trunkline.errors import OutputError, StoreError, TooManyFailuresError, TrunklineError
-from trunkline.extraction import checking
+from trunkline.extraction import checking, merging
 from trunkline.extraction.checking import verify
 from trunkline.extraction.formats import ShardFormat
 from trunkline.extraction.merging import merge
@@ -59,7 +59,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Store]:
 def _no_runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stores that were made without one compute nothing."""
     if "kept" in request.fixturenames:
-        monkeypatch.setattr(checking, "computing_of", lambda *_: lambda *_: {})
+        monkeypatch.setattr(checking, "computing_of", lambda *_, **__: lambda *_: {})
+        monkeypatch.setattr(merging, "copy_runner", lambda *_: None)
 
 
 def damages(content: bytes, drawn: random.Random) -> Iterator[bytes | None]:

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import ConfigError, TrunklineError
+from trunkline.extraction.asked import Asked, preprocessing_for
 from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import format_of
-from trunkline.extraction.jobs import Asked, open_job, preprocessing_for
+from trunkline.extraction.jobs import open_job
 from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, Manifest
 from trunkline.extraction.places import check_apart, store_at
 from trunkline.extraction.plan import Plan
