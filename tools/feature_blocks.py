@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +16,12 @@ import numpy as np
 import pytest
 
 from trunkline.extraction.formats import ShardFormat, format_of
-from trunkline.extraction.records import Block, Column, Row, Schema
+from trunkline.extraction.manifests import Manifest, ShardRecord, new_id
+from trunkline.extraction.plan_files import write_items
+from trunkline.extraction.records import Block, Column, Item, Row, Schema
+from trunkline.extraction.sources import Source
+from trunkline.extraction.store import Store
+from trunkline.preprocessing import IMAGENET
 
 newer_python = pytest.mark.skipif(sys.version_info < (3, 11), reason="Zarr 3 has no Python 3.10")
 
@@ -117,6 +124,63 @@ def write_store(out: Path, schema: Schema, total: int, layout: str | None = None
     for shard, first in enumerate(range(0, total, schema.shard_size)):
         write_shard(store, schema, shard, min(schema.shard_size, total - first))
     store.finish(total)
+    return store
+
+
+def job_for(schema: Schema) -> dict[str, Any]:
+    """A job whose numbers such a schema holds."""
+    names = [column.name.partition("_stride_")[0] for column in schema.columns]
+    return {
+        "network": {"variant": "resnet18", "state_sha256": "ab" * 32, "structure": None},
+        "runtime": "torch",
+        "precision": "fp32",
+        "batch_size": 4,
+        "images": {
+            "preprocessing": IMAGENET.to_dict(),
+            "decode": "exact",
+            "max_pixels": 1_000_000,
+        },
+        "levels": names,
+        "strides": [column.stride for column in schema.columns],
+        "pool": "avg" if len(schema.columns[0].shape) == 1 else "none",
+        "normalize": False,
+        "dtype": schema.dtype,
+        "versions": {"trunkline": "0"},
+    }
+
+
+def write_kept_store(out: Path, schema: Schema, total: int, layout: str | None = None) -> Store:
+    """Write a whole store with its bookkeeping, as a run leaves it, but for the runner."""
+    job, store = job_for(schema), Store(out)
+    schema = replace(schema, made_by=job, store_id=new_id())
+    source = Source(kind="folder", location="/photos")
+    store.create_folders()
+    store.runner_folder.mkdir()
+    store.write_manifest(
+        Manifest(source=source, layout=layout, job=job, schema=schema, machine="a processor")
+    )
+    form = store.format(store.manifest())
+    form.create()
+    size = schema.shard_size
+    for shard in range(-(-total // size)):
+        rows = [row(number) for number in range(shard * size, min(total, (shard + 1) * size))]
+        items = [Item(one.key, one.path) for one in rows]
+        write_items(store.plan_folder / f"{shard:05d}.parquet", shard, size, items)
+        files = write_shard(form, schema, shard, len(rows))
+        failures = [(one.key, str(one.error)) for one in rows if one.status == "failed"]
+        store.write_record(
+            ShardRecord(
+                shard=shard,
+                images=len(rows),
+                failed=len(failures),
+                seconds={"compute": 1.5, "total": 2.0},
+                files=files,
+                failures=failures,
+            )
+        )
+    totals = {"shards": -(-total // size), "images": total}
+    (store.plan_folder / "complete.json").write_text(json.dumps(totals))
+    form.finish(total)
     return store
 
 

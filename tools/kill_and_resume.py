@@ -15,7 +15,6 @@ before it was killed often enough is compared, and another one is begun.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from store_files import data_files
 
 from trunkline.extraction.memory import locked
 from trunkline.runtimes.optional import require
@@ -139,19 +139,6 @@ def finish(arguments: list[str]) -> dict[str, object]:
         raise SystemExit(f"a run ended with {process.returncode}:\n{errors}")
     report: dict[str, object] = json.loads(printed)
     return report
-
-
-def data_files(out: Path) -> dict[str, str]:
-    """Return the SHA-256 of every data file and of every file of the plan."""
-    home = out.with_name(f"{out.name}.trunkline")
-    found = [path for path in out.rglob("*") if path.is_file()]
-    found += [path for path in (home / "plan").rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(out.parent)).removeprefix(out.name): hashlib.sha256(
-            path.read_bytes()
-        ).hexdigest()
-        for path in sorted(found)
-    }
 
 
 def done_shards(out: Path) -> int:

@@ -19,6 +19,7 @@ from trunkline.cli import extract as verb
 from trunkline.cli.extract import parse_shard
 from trunkline.cli.root import app
 from trunkline.errors import ConfigError
+from trunkline.extraction import checking
 from trunkline.extraction.reports import Progress
 
 SMALL = ("--runtime", "torch", "--size", "64", "--workers", "1", "--threads", "1")
@@ -75,7 +76,7 @@ def levels(out: Path) -> list[str]:
 
 
 def test_a_folder_as_text_and_everything_that_can_be_done_with_the_store(
-    photos: Path, tmp_path: Path
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "f.parquet"
     result = run(photos, out, *NETWORK, "--levels", "3", "1", *SMALL, *BATCHES)
@@ -117,6 +118,8 @@ def test_a_folder_as_text_and_everything_that_can_be_done_with_the_store(
     assert result.exit_code == 1
     assert f"damaged   {part.name} is not the file that was written\n" in result.stdout
     assert "source changed 4.png\n" in result.stdout
+    monkeypatch.setattr(checking, "_NAMED", 0)
+    assert "damaged   1 more files\n" in run("verify", out, "--count", "1").stdout
 
 
 def test_two_parts_are_merged(photos: Path, tmp_path: Path, runner: Path) -> None:
@@ -146,6 +149,8 @@ def test_failed_images_and_trying_them_again(photos: Path, tmp_path: Path, runne
     assert ", 1 failed\n" in result.stdout
     assert "Failed images are rows with status 'failed'" in result.stdout
     assert "1 failed: " in run("stats", tmp_path / "f.parquet").stdout
+    ended = error(*asked, *BATCHES, "--retry-failed", "--max-errors", "0")
+    assert "1 images failed, and max_errors allows 0; the last one: 3.png: " in ended
     (photos / "3.png").write_bytes(good)
     report = as_json(*asked, *BATCHES, "--retry-failed")
     assert (report["images"], report["failed"], report["shards"]) == (1, 0, 1)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import tracemalloc
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feature_blocks import newer_python
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from trunkline import Backbone, extract
 from trunkline.errors import ConfigError, StoreError
-from trunkline.extraction.checking import stats, verify
+from trunkline.extraction import checking, session
+from trunkline.extraction.checking import chosen, stats, verify
+from trunkline.extraction.parquet_files import ParquetFiles, TableWriter
+from trunkline.extraction.reports import ExtractReport
 from trunkline.extraction.store import Store
 from trunkline.outputs import sha256_of
 from trunkline.preprocessing import IMAGENET
@@ -34,6 +44,11 @@ def backbone(families: dict[str, Any]) -> Backbone:
 
 def make(folder: Path, backbone: Backbone, name: str = "f.parquet", **options: Any) -> Path:
     """Six images, of which the third is none, in shards of four."""
+    return Path(run(folder, backbone, name, **options).out)
+
+
+def run(folder: Path, backbone: Backbone, name: str, **options: Any) -> ExtractReport:
+    """The same, and what the run says of itself."""
     drawn = np.random.default_rng(0)
     photos = folder / "photos"
     photos.mkdir(parents=True)
@@ -43,8 +58,7 @@ def make(folder: Path, backbone: Backbone, name: str = "f.parquet", **options: A
     (photos / "2.png").write_bytes(b"no image")
     asked = {"runtime": "torch", "batch_size": 2, "shard_size": 4, "workers": 1, "threads": 1}
     size = IMAGENET.with_size((32, 32))
-    extract(photos, folder / name, backbone, preprocessing=size, **{**asked, **options})
-    return folder / name
+    return extract(photos, folder / name, backbone, preprocessing=size, **{**asked, **options})
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +260,79 @@ def test_bottleneck_and_reasons_over_shards(
     assert report.images_per_second == pytest.approx(6 / 4)
     assert report.failed == 4
     assert report.failures == (("… has N bytes", 4),)
+
+
+def test_stats_tell_the_seconds_of_the_writer(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of four images and of two, in blocks of two: each takes 3 s, and each end 5 s."""
+    now = [100.0]
+
+    def slow(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def called(*given: Any) -> Any:
+            now[0] += seconds
+            return method(*given)
+
+        return called
+
+    monkeypatch.setattr(session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(ParquetFiles, "block_size", 2)
+    monkeypatch.setattr(TableWriter, "append", slow(TableWriter.append, 3.0))
+    monkeypatch.setattr(TableWriter, "commit", slow(TableWriter.commit, 5.0))
+    ended = run(tmp_path, backbone, "f.parquet")
+    assert ended.stages["write"] == 3 * 3.0 + 2 * 5.0
+    written = [one.seconds["write"] for one in Store(ended.out).records()]
+    assert written == [2 * 3.0 + 5.0, 3.0 + 5.0]
+    report = stats(ended.out)
+    assert report.seconds["write"] == 3 * 3.0 + 2 * 5.0
+    assert report.bottleneck == "write"
+    assert report.seconds["total"] < 3.0  # the writer works meanwhile
+
+
+def test_rows_are_chosen_in_little_memory() -> None:
+    sizes = array("q", [9_973] * 20_000)  # 2·10⁸ rows
+    tracemalloc.start()
+    try:
+        found = list(chosen(sizes, 1_000, seed=3))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    assert sum(len(numbers) for _, numbers in found) == 1_000
+    assert found == list(chosen(sizes, 1_000, seed=3))
+    assert found != list(chosen(sizes, 1_000, seed=4))
+
+
+@settings(derandomize=True, database=None)
+@given(sizes=st.lists(st.integers(0, 9), max_size=9), count=st.integers(1, 99), seed=st.integers())
+def test_rows_are_those_of_a_sample_of_all(sizes: list[int], count: int, seed: int) -> None:
+    places = [(place, number) for place, size in enumerate(sizes) for number in range(size)]
+    drawn = random.Random(seed)  # noqa: S311 - of rows, not of secrets
+    wanted = sorted(drawn.sample(places, min(count, len(places))))
+    found = [(place, number) for place, some in chosen(sizes, count, seed) for number in some]
+    assert found == wanted
+
+
+def test_damaged_files_are_counted_and_some_are_named(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "_NAMED", 1)
+    for part in store.glob("*.parquet"):
+        part.write_bytes(b"")
+    report = verify(store)
+    assert (report.damaged, report.num_damaged, report.rows) == (("part-00000.parquet",), 2, 0)
+    assert not report.good
+
+
+def test_what_is_no_record_does_not_count(store: Path) -> None:
+    folder = Path(f"{store}.trunkline") / "shards"
+    for name in ("notes.json", "00002.json~", "000001.json", "٠٠٠٠٢.json", "1.json", ".00002.json"):
+        (folder / name).write_text("{}")
+    (folder / "00003.json").mkdir()
+    os.mkfifo(folder / "00004.json")
+    assert verify(store).good
+    assert stats(store).shards == 2
+    assert Store(store).done() == [0, 1]
 
 
 def test_stats_of_nothing_finished(store: Path) -> None:

@@ -51,6 +51,8 @@ def run(src: Path, out: Path, network: Any, **options: Any) -> None:
         ({"levels": (3, 3)}, r"levels=\(3, 3\) must be some of what the backbone returns"),
         ({"levels": ()}, r"levels=\(\) must be some of what the backbone returns"),
         ({"layout": "tfrecord"}, "no layout 'tfrecord'"),
+        ({"shard_size": 10**9 + 1}, "shard_size=1000000001 is more than 1000000000; choose a sma"),
+        ({"batch_size": 10**6}, "batch_size=1000000 is more than 65536"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -69,6 +71,11 @@ def test_jobs_that_cannot_be(photos: Path, backbone: Backbone, tmp_path: Path) -
         whole = IMAGENET.with_size(None)
         with pytest.raises(ConfigError, match="maps of one array have one size"):
             run(photos, tmp_path / "f.zarr", backbone, preprocessing=whole, batch_size=None)
+        huge = IMAGENET.with_size((40_000, 40_000))
+        with pytest.raises(ConfigError, match=r"a map of stage0 would have 800000000 numbers, and"):
+            run(photos, tmp_path / "f.zarr", backbone, preprocessing=huge)
+        with pytest.raises(ConfigError, match=r"shard of 999983 images would have 3999932 files"):
+            run(photos, tmp_path / "f.zarr", backbone, shard_size=999_983)
     runner = deploy(backbone, "torch", "fp32", (2, 64, 64), threads=1)
     with pytest.raises(ConfigError, match=r"takes batches of 2 images of 64x64.* have 32x32"):
         run(photos, tmp_path / "g.parquet", runner, batch_size=None)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from store_files import nameless, store_id
 
 from trunkline import Backbone, extract
 from trunkline.errors import ConfigError, StoreError
+from trunkline.extraction.manifests import Manifest
 from trunkline.extraction.merging import merge
 from trunkline.extraction.reports import ExtractReport
-from trunkline.extraction.store import Manifest, Store
+from trunkline.extraction.store import Store
 from trunkline.preprocessing import IMAGENET
 
 IMAGES = 7  # in shards of two: the last has one
@@ -51,8 +53,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Path:
 
 
 def contents(out: Path) -> dict[str, bytes]:
+    """Every data file, without the id of the store."""
     return {
-        path.relative_to(out).as_posix(): path.read_bytes()
+        path.relative_to(out).as_posix(): nameless(path, store_id(out))
         for path in sorted(out.rglob("*"))
         if path.is_file()
     }
@@ -78,11 +81,14 @@ def test_parts_in_any_order_are_the_whole_byte_for_byte(
     assert merge(parts, out) == IMAGES
     assert contents(out) == contents(made / "whole.parquet")
     records = [
-        [(one.shard, one.images, one.failed, one.files) for one in Store(store).records()]
+        [(one.shard, one.images, one.failed, [*one.files]) for one in Store(store).records()]
         for store in (out, made / "whole.parquet")
     ]
     assert records[0] == records[1]
-    assert Store(out).manifest() == Store(made / "whole.parquet").manifest()
+    merged, whole = (Store(one).manifest() for one in (out, made / "whole.parquet"))
+    assert merged.id != whole.id
+    assert replace(merged, schema=whole.schema) == whole
+    assert replace(merged.schema, store_id=whole.id) == whole.schema
     again = run(made, backbone, out)
     assert (again.images, again.shards_before, again.complete) == (0, 4, True)
 

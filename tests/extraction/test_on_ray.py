@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from store_files import nameless, store_id
 
 from trunkline import create_backbone, extract
 from trunkline.errors import (
@@ -89,7 +90,8 @@ def run(photos: Path, out: Path, backbone: Any, **options: Any) -> ExtractReport
 
 
 def parts(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    """Every data file, without the id of the store."""
+    return {path.name: nameless(path, store_id(out)) for path in sorted(out.iterdir())}
 
 
 def descendants() -> list[psutil.Process]:

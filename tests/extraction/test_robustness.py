@@ -22,7 +22,6 @@ import pytest
 from kill_and_resume import (
     Trial,
     command,
-    data_files,
     done_shards,
     finish,
     leftovers,
@@ -32,6 +31,7 @@ from kill_and_resume import (
     write_photos,
 )
 from loopback import Answer, FileHost, stalls
+from store_files import data_files
 
 from trunkline import Backbone, deploy
 from trunkline.errors import OutputError

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from feature_blocks import job_for
 
 from trunkline.errors import OutputError, StoreError
+from trunkline.extraction.manifests import Manifest, ShardRecord, differences, new_id
 from trunkline.extraction.records import Column, Schema
-from trunkline.extraction.sources import source_of
-from trunkline.extraction.store import Manifest, ShardRecord, Store, differences
+from trunkline.extraction.sources import Source, source_of
+from trunkline.extraction.store import Store
 
 
 @pytest.fixture
@@ -19,12 +23,13 @@ def manifest(photos: Path) -> Manifest:
     columns = tuple(
         Column(name=f"stage{i}_stride_{4 << i}", stride=4 << i, shape=(8,)) for i in (1, 3)
     )
-    job = {"network": {"variant": None, "state_sha256": "ab"}, "pool": "avg"}
+    schema = Schema(columns=columns, dtype="float32", shard_size=7, store_id=new_id())
+    job = job_for(schema)
     return Manifest(
         source=source_of(photos),
         layout=None,
         job=job,
-        schema=Schema(columns=columns, dtype="float32", shard_size=7, made_by=job),
+        schema=replace(schema, made_by=job),
         machine="a processor",
     )
 
@@ -44,7 +49,7 @@ def record(shard: int, failed: int = 0) -> ShardRecord:
         images=500,
         failed=failed,
         seconds={"compute": 1.5},
-        files={"part": "ab"},
+        files={"part": "ab" * 32},
         failures=failures,
     )
 
@@ -60,6 +65,14 @@ def test_a_manifest_is_read_as_it_was_written(store: Store, manifest: Manifest) 
     assert list(store.scratch.iterdir()) == []
 
 
+def test_a_source_whose_name_is_not_utf8(store: Store, manifest: Manifest) -> None:
+    place = os.fsdecode(b"/photos/caf\xe9/*.jpg")
+    odd = replace(manifest, source=Source(kind="glob", location=place))
+    store.write_manifest(odd)
+    assert store.manifest() == odd
+    assert r"caf\\udce9" in (store.home / "manifest.json").read_text()  # for people
+
+
 def test_a_manifest_that_was_touched(store: Store, manifest: Manifest) -> None:
     store.write_manifest(manifest)
     path = store.home / "manifest.json"
@@ -67,8 +80,8 @@ def test_a_manifest_that_was_touched(store: Store, manifest: Manifest) -> None:
     path.write_text(text.replace('"avg"', '"max"'))
     with pytest.raises(StoreError, match="was changed after it was written; restore it"):
         store.manifest()
-    path.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(StoreError, match="has format 2 and this version of trunkline reads 1"):
+    path.write_text(text.replace('"format": 2', '"format": 1'))
+    with pytest.raises(StoreError, match="has format 1 and this version of trunkline reads 2"):
         store.manifest()
     path.write_text(text[:50])
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read .*restore it"):
@@ -92,7 +105,9 @@ def test_a_damaged_record(store: Store) -> None:
     store.write_record(record(0))
     path = store.home / "shards" / "00000.json"
     path.write_text(json.dumps({"shard": 0}))
-    with pytest.raises(StoreError, match=r"00000\.json is no record of a shard .*remove it and"):
+    with pytest.raises(
+        StoreError, match=r"00000\.json cannot be read as the record of a shard: .* Remove it, and"
+    ):
         store.record(0)
     path.write_text("{")
     with pytest.raises(StoreError, match=r"00000\.json cannot be read"):

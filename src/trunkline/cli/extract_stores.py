@@ -36,6 +36,8 @@ def verify_command(
             typer.echo(f"left out  files were hashed, no row computed: {one_line(report.left_out)}")
         for name in report.damaged:
             typer.echo(f"damaged   {one_line(name)} is not the file that was written")
+        if report.num_damaged > len(report.damaged):
+            typer.echo(f"damaged   {report.num_damaged - len(report.damaged)} more files")
         for row in report.bad:
             typer.echo(f"{row.verdict:<9} {one_line(row.key)}")
     if not report.good:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 import random
+from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import ConfigError, StoreError, UntrustedError
+from trunkline.extraction.data_files import is_as_written
 from trunkline.extraction.decoding import Decoding, decode_item
+from trunkline.extraction.formats import ShardFormat
 from trunkline.extraction.jobs import computing_of
+from trunkline.extraction.manifests import Manifest
 from trunkline.extraction.pipeline import Seconds
+from trunkline.extraction.places import check_data, store_at
+from trunkline.extraction.plan import Plan
 from trunkline.extraction.records import Block, Item
-from trunkline.extraction.store import Manifest, Store
+from trunkline.extraction.store import Store
 from trunkline.preprocessing import is_positive_int
 
+_NAMED = 1000  # damaged files
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-3}
 """Largest difference over the largest number of a row: one rounding of float16 is 1e-3 of it."""
 
@@ -55,7 +62,9 @@ class VerifyReport:
         out: The store.
         rows: That were computed again.
         verdicts: How many of each, see ``RowCheck``.
-        damaged: Data files whose bytes are not those that were written.
+        damaged: Data files that are missing, or whose bytes are not those that were written; the
+            first 1000 of them.
+        num_damaged: How many there are.
         worst: Largest difference.
         bad: Rows that do not agree.
         left_out: Why no rows were computed again, None where they were.
@@ -65,6 +74,7 @@ class VerifyReport:
     rows: int
     verdicts: dict[str, int]
     damaged: tuple[str, ...]
+    num_damaged: int
     worst: float
     bad: tuple[RowCheck, ...]
     left_out: str | None = None
@@ -72,7 +82,7 @@ class VerifyReport:
     @property
     def good(self) -> bool:
         """Whether nothing of what was checked disagrees."""
-        return not self.bad and not self.damaged
+        return not self.bad and not self.num_damaged
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -124,7 +134,10 @@ def verify(
     threads: int | None = None,
     trust: bool = False,
 ) -> VerifyReport:
-    """Compute random rows of a store again, with the runner that is kept in it.
+    """Compare every data file with its hash, and compute random rows again.
+
+    The rows are computed by the runner that is kept in the store. Memory does not grow with the
+    number of rows.
 
     A store of elsewhere runs nothing here: where its runner could, files are compared with their
     hashes, and the report says in ``left_out`` why no row was computed.
@@ -142,37 +155,30 @@ def verify(
 
     Raises:
         ConfigError: ``count`` is not a positive integer.
-        StoreError: No store, one that is damaged, or one without a finished shard.
+        StoreError: No store, one whose bookkeeping is damaged or of other data, or one without a
+            finished shard.
     """
     if not is_positive_int(count):
         raise ConfigError(f"count={count!r} must be a positive integer.")
-    store = Store(Path(out).absolute())
+    store = store_at(out)
     manifest = store.manifest()
     plan = store.plan(manifest)
-    records = list(store.records())
-    if not records:
+    check_data(store, manifest)
+    form = store.format(manifest)
+    found = _hashed(store, form, plan)
+    if not found.shards:
         raise StoreError(f"{store.out} has no finished shard; run the command that makes it first.")
-    damaged = _damaged(
-        store, {name: digest for one in records for name, digest in one.files.items()}
-    )
-    places = [  # what is damaged cannot be relied on to be read
-        (one.shard, number)
-        for one in records
-        if one.files.keys().isdisjoint(damaged)
-        for number in range(one.images)
-    ]
-    chosen = sorted(random.Random(seed).sample(places, min(count, len(places))))  # noqa: S311
-    left_out = None
+    picked, left_out = chosen(found.intact, count, seed), None
     try:
         computing = computing_of(store, manifest, threads, trust=trust)
     except UntrustedError as error:
-        chosen, left_out = [], str(error)
+        picked, left_out = iter(()), str(error)
     decoding = Decoding.from_dict(manifest.source, manifest.job["images"])
     checks = []
-    for shard in sorted({shard for shard, _ in chosen}):
-        numbers = [number for one, number in chosen if one == shard]
+    for place, numbers in picked:
+        shard = found.shards[place]
         items = plan.items(shard)
-        stored = _rows(store, manifest, shard, numbers)
+        stored = _rows(store, form, shard, numbers)
         checks += [
             _check(items[number], row, decoding, manifest, computing)
             for number, row in zip(numbers, stored, strict=True)
@@ -181,33 +187,100 @@ def verify(
         out=str(store.out),
         rows=len(checks),
         verdicts=dict(Counter(one.verdict for one in checks)),
-        damaged=damaged,
+        damaged=tuple(found.damaged),
+        num_damaged=found.num_damaged,
         worst=max((one.difference or 0.0 for one in checks), default=0.0),
         bad=tuple(one for one in checks if not one.good),
         left_out=left_out,
     )
 
 
-def _damaged(store: Store, files: dict[str, str]) -> tuple[str, ...]:
-    from trunkline.outputs import sha256_of
+@dataclass
+class _Hashed:
+    """What became of the files of all finished shards: two numbers for each, and few names."""
 
-    return tuple(
-        name
-        for name, digest in files.items()
-        if not (store.out / name).is_file() or sha256_of(store.out / name) != digest
-    )
+    shards: array[int] = field(default_factory=lambda: array("q"))
+    intact: array[int] = field(default_factory=lambda: array("q"))  # rows that can be relied on
+    damaged: list[str] = field(default_factory=list)
+    num_damaged: int = 0
+
+    def note(self, names: list[str]) -> None:
+        """Note damaged files."""
+        self.num_damaged += len(names)
+        self.damaged += names[: _NAMED - len(self.damaged)]
 
 
-def _rows(store: Store, manifest: Manifest, shard: int, numbers: Sequence[int]) -> list[Block]:
+def _hashed(store: Store, form: ShardFormat, plan: Plan) -> _Hashed:
+    found, length = _Hashed(), 0
+    for record in store.records():
+        store.check_files(form, record)
+        length = record.shard * plan.shard_size + record.images
+        if record.images != plan.size(record.shard):
+            raise StoreError(
+                f"{store.record_path(record.shard)} tells of {record.images} images, and the plan "
+                f"has {plan.size(record.shard)} of them in that shard; remove it, and run the "
+                "command that made the store again to have the shard computed anew."
+            )
+        names = [
+            name
+            for name, sha256 in record.files.items()
+            if not is_as_written(store.out / name, sha256)
+        ]
+        found.note(names)
+        found.shards.append(record.shard)
+        found.intact.append(0 if names else record.images)
+    if found.shards:
+        counts = plan.counts()
+        complete = counts.complete and counts.shards == len(found.shards)
+        common = form.damaged(length, complete=complete)
+        found.note(common)
+        if common:  # no row can be read without them
+            found.intact = array("q", bytes(8 * len(found.shards)))
+    return found
+
+
+def chosen(sizes: Sequence[int], count: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Choose rows of shards by chance, in memory that ``count`` alone decides.
+
+    Args:
+        sizes: Rows of each shard.
+        count: Rows to choose; all of them where there are no more.
+        seed: Of the choice; the same one gives the same rows.
+
+    Yields:
+        For each shard that rows were chosen of its place in ``sizes`` and the numbers of its rows,
+        from 0, in order.
+    """
+    total = sum(sizes)
+    drawn = random.Random(seed).sample(range(total), min(count, total))  # noqa: S311
+    rows, end = iter(sorted(drawn)), 0
+    row = next(rows, None)
+    for place, size in enumerate(sizes):
+        begin, end = end, end + size
+        numbers = []
+        while row is not None and row < end:
+            numbers.append(row - begin)
+            row = next(rows, None)
+        if numbers:
+            yield place, numbers
+
+
+def _rows(store: Store, form: ShardFormat, shard: int, numbers: Sequence[int]) -> list[Block]:
     """Read single rows of a shard, each as a block of its own."""
     found, begin = [], 0
     wanted = set(numbers)
-    for block in store.format(manifest).blocks(shard):
+    for block in form.blocks(shard):
         for place in range(len(block.rows)):
             if begin + place in wanted:
                 values = {name: array[place : place + 1] for name, array in block.values.items()}
                 found.append(Block([block.rows[place]], values))
         begin += len(block.rows)
+    if len(found) < len(wanted):
+        raise StoreError(
+            f"the files of shard {shard} have {begin} rows, and their record tells of more; remove "
+            f"{store.record_path(shard)} and run the command that made the store again to have the "
+            "shard computed anew."
+        )
     return found
 
 
@@ -236,6 +309,8 @@ def _check(
 
 def _difference(stored: NDArray[Any], computed: NDArray[Any]) -> float:
     one, other = stored.astype(np.float64), computed.astype(np.float64)
+    if one.shape != other.shape:
+        return float("inf")
     if not np.array_equal(np.isfinite(one), np.isfinite(other)):
         return float("inf")
     finite = np.isfinite(one)
@@ -250,18 +325,21 @@ def stats(out: str | os.PathLike[str]) -> StatsReport:
         out: A store, finished or not.
 
     Raises:
-        StoreError: No store, or one that is damaged.
+        StoreError: No store, or one whose bookkeeping is damaged or of other data.
     """
-    store = Store(Path(out).absolute())
+    store = store_at(out)
     manifest = store.manifest()
     counts = store.plan(manifest).counts()
-    records = list(store.records())
+    check_data(store, manifest)
     seconds: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for record in records:
+    images = failed = shards = 0
+    for record in store.records():
         seconds.update(record.seconds)
         reasons.update(_reason(key, error) for key, error in record.failures)
-    images = sum(one.images for one in records)
+        images += record.images
+        failed += record.failed
+        shards += 1
     stages = {
         "compute": seconds["compute"] + seconds["pool"],
         "decode": seconds["wait"],
@@ -270,17 +348,26 @@ def stats(out: str | os.PathLike[str]) -> StatsReport:
     return StatsReport(
         out=str(store.out),
         images=images,
-        failed=sum(one.failed for one in records),
-        shards=len(records),
+        failed=failed,
+        shards=shards,
         shards_planned=counts.shards,
         listed=counts.complete,
-        bytes=sum(path.stat().st_size for path in store.out.rglob("*") if path.is_file()),
+        bytes=_bytes(store.out),
         images_per_second=images / seconds["total"] if seconds["total"] else 0.0,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         bottleneck=max(stages, key=lambda name: stages[name]),
         failures=tuple(reasons.most_common(5)),
         job=manifest.job,
     )
+
+
+def _bytes(folder: str | os.PathLike[str]) -> int:
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # a run that is at work has replaced it
+                total += os.lstat(os.path.join(where, name)).st_size
+    return total
 
 
 def _reason(key: str, error: str) -> str:

@@ -118,6 +118,7 @@ class GrowingFile:
         self.target = target
         self._written = aside(scratch, target.name)
         self._file: BufferedWriter | None = None
+        self._sha256: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -130,14 +131,25 @@ class GrowingFile:
             self._file = self._written.open("wb")
         return self._file
 
+    def finish(self) -> str:
+        """Close it, wait until it is on the disk, and return its SHA-256.
+
+        Raises:
+            OSError: The disk refused it.
+        """
+        if self._sha256 is None:
+            self.open().close()
+            sync(self._written)
+            self._sha256 = sha256_of(self._written)
+        return self._sha256
+
     def commit(self) -> str:
         """Put the file in place, and return its SHA-256.
 
         Raises:
             OSError: The disk refused it.
         """
-        self.open().close()
-        digest = sha256_of(self._written)
+        digest = self.finish()
         put_in_place(self._written, self.target)
         return digest
 

@@ -8,20 +8,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import ConfigError, TrunklineError
+from trunkline.extraction.asked import Asked, preprocessing_for
 from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import format_of
-from trunkline.extraction.jobs import Asked, open_job, preprocessing_for
+from trunkline.extraction.jobs import open_job
+from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, Manifest
+from trunkline.extraction.places import check_apart, store_at
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.pooling import check_pool
 from trunkline.extraction.records import Dtype
 from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.sources import source_of
-from trunkline.extraction.store import Manifest, Store
+from trunkline.extraction.store import Store
 from trunkline.images import MAX_PIXELS
 from trunkline.photos import DECODES, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
@@ -113,9 +115,9 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         What was done.
 
     Raises:
-        ConfigError: An option outside what is allowed.
+        ConfigError: An option outside what is allowed; ``out`` and ``src`` in each other's way.
         SourceError: The source cannot be listed, or has no images.
-        StoreError: ``out`` belongs to another job, or is damaged.
+        StoreError: ``out`` belongs to another job, is damaged, or holds what extract did not write.
         UntrustedError: ``out`` was begun elsewhere, with a runner that could run code.
         OutputError: ``out`` cannot be written; finished shards stay.
         TooManyFailuresError: More than ``max_errors`` images failed; finished shards stay.
@@ -134,7 +136,9 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     began = time.perf_counter()
     kind = format_of(out, layout)
     maps = kind.name == "zarr"
+    store = store_at(out)
     source = source_of(src, column=column, key_column=key_column)
+    check_apart(source, store)
     chosen = preprocessing_for(_checked_backbone(backbone), preprocessing)
     given = backbone.precision if isinstance(backbone, Runner) else "fp32"
     asked = Asked(
@@ -157,7 +161,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     _check_numbers(asked, workers, timeout_seconds, shard, max_errors, engine, threads)
     run = _Run(
         asked,
-        Store(Path(out).absolute()),
+        store,
         threads=threads,
         workers=workers or max(1, processor().cores // 2),
         timeout_seconds=timeout_seconds,
@@ -199,6 +203,12 @@ def _check_numbers(
         if value is not None and not is_positive_int(value):
             raise ConfigError(f"{name}={value!r} must be a positive integer.")
     check_threads(threads)
+    for name, value, most in (
+        ("batch_size", asked.batch_size, MOST_OF_A_BATCH),
+        ("shard_size", asked.shard_size, MOST_IMAGES),
+    ):
+        if value is not None and value > most:
+            raise ConfigError(f"{name}={value!r} is more than {most}; choose a smaller one.")
     if not timeout_seconds > 0:
         raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
     if asked.dtype not in ("float32", "float16"):

@@ -7,12 +7,14 @@ claims: one shard goes in as blocks of rows and comes out as the same blocks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from trunkline.errors import ConfigError
 from trunkline.extraction.clip_retrieval import ClipRetrieval
+from trunkline.extraction.data_files import Hashes
 from trunkline.extraction.parquet_files import ParquetFiles
 from trunkline.extraction.records import Block, Schema
 from trunkline.extraction.zarr_arrays import ZarrArrays
@@ -33,15 +35,18 @@ class ShardWriter(Protocol):
             OutputError: The disk refused it; what is left to do is ``discard``.
         """
 
-    def commit(self) -> dict[str, str]:
-        """Put the shard in place, synced; one that was there is replaced.
+    def commit(self, replacing: Callable[[], None] | None = None) -> dict[str, str]:
+        """Put the shard in place, synced; one of this store that was there is replaced.
+
+        Args:
+            replacing: Called when all is on the disk, just before the first file gets its place.
 
         Returns:
-            Name of a file relative to the store → SHA-256 of its bytes, for the files that belong
-            to this shard alone and are written once.
+            Name of a file relative to the store → SHA-256 of its bytes, as ``files`` has them.
 
         Raises:
             OutputError: The disk refused it; what is left to do is ``discard``.
+            StoreError: What is there is not of this store; nothing was replaced.
         """
 
     def discard(self) -> None:
@@ -62,6 +67,8 @@ class ShardFormat(Protocol):
     """
 
     name: str
+    files_per_shard: int
+    """Files of a finished shard that ``found`` counts."""
 
     def __init__(self, out: Path, scratch: Path, schema: Schema) -> None: ...
 
@@ -74,6 +81,7 @@ class ShardFormat(Protocol):
 
         Raises:
             OutputError: The place cannot be written to.
+            StoreError: What is there is damaged, or not of this store.
         """
 
     def writer(self, shard: int) -> ShardWriter:
@@ -83,11 +91,42 @@ class ShardFormat(Protocol):
             shard: Its number, from 0.
         """
 
-    def blocks(self, shard: int) -> Iterator[Block]:
+    def blocks(self, shard: int, hashes: Hashes | None = None) -> Iterator[Block]:
         """Read a finished shard back: the rows that were appended, in blocks of ``block_size``.
 
+        Args:
+            shard: Its number.
+            hashes: What ``commit`` returned. Every file is compared before it is read; whoever
+                writes the rows again must do so. None compares nothing.
+
         Raises:
-            StoreError: It is not there, or is damaged.
+            StoreError: It is not there, is damaged, or is not what was written.
+        """
+
+    def files(self, shard: int, images: int) -> list[str]:
+        """Return the names, relative to the store, of all files of a finished shard.
+
+        Args:
+            shard: Its number.
+            images: That it has.
+        """
+
+    def found(self) -> Counter[int]:
+        """Count, by names alone, the files that are there of each shard, finished or not.
+
+        Raises:
+            StoreError: A folder cannot be listed.
+        """
+
+    def owners(self, shard: int) -> dict[Path, str | None]:
+        """Return what stands where a shard's files shall be: the id that each says it is of."""
+
+    def damaged(self, length: int, *, complete: bool) -> list[str]:
+        """Return the names of damaged files that belong to no single shard.
+
+        Args:
+            length: Images up to the end of the last finished shard.
+            complete: Whether there are no others.
         """
 
     def finish(self, total: int) -> None:

@@ -12,7 +12,7 @@ import importlib.metadata
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trunkline
-from trunkline.backbones.levels import Level
 from trunkline.errors import ConfigError, ImageError, StoreError
+from trunkline.extraction.asked import Asked
 from trunkline.extraction.computing import Computing
-from trunkline.extraction.decoding import Decoding, decode_item
-from trunkline.extraction.pooling import Pool
-from trunkline.extraction.records import Column, Dtype, Schema
-from trunkline.extraction.sources import Source, list_items
-from trunkline.extraction.store import Manifest, Store, differences
-from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.extraction.decoding import decode_item
+from trunkline.extraction.manifests import MOST_NUMBERS, Manifest, differences, new_id
+from trunkline.extraction.places import check_continued, check_place, check_unclaimed
+from trunkline.extraction.records import Column, Schema
+from trunkline.extraction.sources import list_items
+from trunkline.extraction.store import Store
+from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.engine import versions_of
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.runner import Runner
@@ -42,91 +43,11 @@ _IMAGES_PER_THREAD, _LARGEST_BATCH = 4, 64
 _CALIBRATION_IMAGES = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What one call asked for.
-
-    Attributes:
-        backbone: Network or runner.
-        source: Where the images come from.
-        decoding: How they become pixels.
-        levels: Indices of stages, None for all that the backbone returns.
-        pool: See ``pooling``.
-        normalize: Whether vectors get length 1.
-        dtype: Of the numbers.
-        runtime: Engine, or "auto".
-        precision: Of the engine.
-        batch_size: Images of a batch, None to choose.
-        calibration: For int8; None takes images of the source.
-        shard_size: Images of a shard.
-        layout: See ``formats``.
-    """
-
-    backbone: Backbone | Runner
-    source: Source
-    decoding: Decoding
-    levels: tuple[int, ...] | None
-    pool: Pool
-    normalize: bool
-    dtype: Dtype
-    runtime: str
-    precision: str
-    batch_size: int | None
-    calibration: Any
-    shard_size: int
-    layout: str | None
-
-    @property
-    def returned(self) -> tuple[Level, ...]:
-        """Levels that the network returns."""
-        return self.backbone.returned_levels
-
-    @property
-    def kept(self) -> tuple[Level, ...]:
-        """Levels that go into the store, in the order asked for.
-
-        Raises:
-            ConfigError: The network does not return one of them, or one is asked for twice.
-        """
-        if self.levels is None:
-            return self.returned
-        by_name = {level.name: level for level in self.returned}
-        names = [f"stage{index + 4 if index < 0 else index}" for index in self.levels]
-        if not names or len({*names}) < len(names) or not {*names} <= {*by_name}:
-            raise ConfigError(
-                f"levels={self.levels} must be some of what the backbone returns, each once: "
-                f"{', '.join(by_name)}. Index i is stage i; build it with return_idx of those."
-            )
-        return tuple(by_name[name] for name in names)
-
-
-def preprocessing_for(
-    backbone: Backbone | Runner, preprocessing: Preprocessing | None
-) -> Preprocessing:
-    """Return how images are prepared: as given, or as the weights want them.
-
-    Raises:
-        ConfigError: A runner normalises inside, and the given numbers are others.
-    """
-    stated = backbone.preprocessing or IMAGENET
-    if preprocessing is None:
-        return stated
-    numbers = ("mean", "std", "value_range", "channel_order")
-    inside = isinstance(backbone, Runner) and backbone.preprocess
-    if inside and any(getattr(stated, one) != getattr(preprocessing, one) for one in numbers):
-        raise ConfigError(
-            "the runner normalises by itself (preprocess=True) and the given preprocessing has "
-            "another mean, std, value_range or channel_order; deploy it with preprocess=False, or "
-            "leave those as they are."
-        )
-    return preprocessing
-
-
 def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
     """Return what the shards of a store hold.
 
     Raises:
-        ConfigError: Maps of images whose sizes differ.
+        ConfigError: Maps of images whose sizes differ, or that are too large.
     """
     size = asked.decoding.size
     if asked.pool == "none" and size is None:
@@ -139,6 +60,12 @@ def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
         shape: tuple[int, ...] = (level.channels,)
         if asked.pool == "none" and size is not None:
             shape = (level.channels, *(-(-side // level.stride) for side in size))
+        if math.prod(shape) > MOST_NUMBERS:
+            raise ConfigError(
+                f"a map of {level.name} would have {math.prod(shape)} numbers, and {MOST_NUMBERS} "
+                "are the most that a store holds of an image; choose a smaller size, deeper "
+                "levels, or a pool."
+            )
         columns.append(
             Column(name=f"{level.name}_stride_{level.stride}", stride=level.stride, shape=shape)
         )
@@ -200,23 +127,26 @@ def open_job(
         already, elsewhere it is loaded.
 
     Raises:
-        StoreError: The store is of another job.
+        StoreError: The store is of another job, has lost a part of it, or what is there is none.
         ConfigError: The job cannot be: a format that cannot hold it, a runner for other sizes.
     """
     schema = schema_of(asked, {})
     store.format_for(asked.layout, schema)  # refuses what it cannot hold before any work is done
+    check_place(store)
     store.create_folders()
     with store.setup_lock():
         if store.begun:
             manifest = store.manifest()
             _check_same(asked, manifest, store)
+            check_continued(store, manifest)
             return manifest, lambda: computing_of(store, manifest, threads, trust=trust)
+        check_unclaimed(store)
         runner, job = _built(asked, threads)
         manifest = Manifest(
             source=asked.source,
             layout=asked.layout,
             job=job,
-            schema=replace(schema, made_by=job),
+            schema=replace(schema, made_by=job, store_id=new_id()),
             machine=processor().describe(),
         )
         if store.runner_folder.exists():  # of a run that died before its manifest
@@ -261,6 +191,11 @@ def computing_of(
 def _computing(runner: Runner, manifest: Manifest) -> Computing:
     names = [level.name for level in runner.returned_levels]
     job = manifest.job
+    if not {*job["levels"]} <= {*names}:
+        raise StoreError(
+            f"the runner of the store returns {', '.join(names)}, and its manifest asks for "
+            f"{', '.join(job['levels'])}: they do not belong together. Extract into a new place."
+        )
     return Computing(
         runner,
         Preprocessing.from_dict(job["images"]["preprocessing"]),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trunkline.runtimes.optional import require
+from trunkline.extraction.zarr_group import Maps
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,7 +47,7 @@ class MapsDataset(Dataset[dict[str, Any]]):
         self._keys = keys
         self._rows = rows
         self._dtype = dtype
-        self._arrays: dict[str, Any] = {}
+        self._arrays: dict[str, Maps] = {}
         self._process: int | None = None
 
     def __len__(self) -> int:
@@ -61,23 +61,20 @@ class MapsDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: There are not that many images.
+            StoreError: A file of maps is missing or damaged.
         """
         row = int(self._rows[index])
         example: dict[str, Any] = {"key": self._keys[index].as_py()}
-        for name, array in self._opened().items():
-            example[name] = _tensor(array[row], self._dtype)
+        for name, maps in self._opened().items():
+            example[name] = _tensor(maps.one(row), self._dtype)
         return example
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}, "_process": None}
 
-    def _opened(self) -> dict[str, Any]:
+    def _opened(self) -> dict[str, Maps]:
         if self._process != os.getpid():  # a fork inherits arrays whose threads it has not
-            zarr = require("zarr", "reading maps")
-            self._arrays = {
-                name: zarr.open_array(self._out / name, mode="r", zarr_format=3)
-                for name in self.levels
-            }
+            self._arrays = {name: Maps(self._out / name) for name in self.levels}
             self._process = os.getpid()
         return self._arrays
 

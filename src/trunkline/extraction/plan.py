@@ -19,18 +19,18 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-from trunkline.errors import ConfigError, SourceError, StoreError, TrunklineError
+from trunkline.errors import ConfigError, SourceError, StoreError
+from trunkline.extraction.data_files import numbers_in
 from trunkline.extraction.durable import (
     aside,
     put_text,
@@ -39,16 +39,15 @@ from trunkline.extraction.durable import (
     sync,
     writing,
 )
+from trunkline.extraction.plan_files import PlanFile, read_totals, write_items
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import Source, list_items
-from trunkline.runtimes.optional import require
 
 COMPLETE = "complete.json"
 CATCH_UP_SHARDS = 16
 """Shards of others that a listing of a folder runs past, rather than to begin again behind them."""
 
-_VERSION = 1
-_ABOUT = b"trunkline.plan"
+_NAME = re.compile(r"([0-9]{5,})\.parquet")
 # What file systems without hard links answer: exFAT, some network and cloud drives.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -76,7 +75,7 @@ class Plan:
     Args:
         folder: Where its files are; made when the first is written.
         source: What is listed as far as the files do not say it already.
-        shard_size: Images of a shard.
+        shard_size: Images of a shard; the last one may have fewer.
 
     Raises:
         ConfigError: ``shard_size`` is not positive.
@@ -86,7 +85,7 @@ class Plan:
     def __init__(self, folder: Path, source: Source, shard_size: int) -> None:
         if shard_size < 1:
             raise ConfigError(f"shard_size={shard_size} must be a positive number of images.")
-        self._folder, self._source, self._shard_size = folder, source, shard_size
+        self._folder, self._source, self.shard_size = folder, source, shard_size
         self._lock = threading.Lock()  # held while listing; what is frozen is read without it
         self._listing: Iterator[Item] | None = None
         self._listed = 0  # the shard that the listing comes to next
@@ -131,7 +130,7 @@ class Plan:
             StoreError: Its file is missing or damaged, or the plan does not go so far.
         """
         self._check_frozen(shard)
-        return self._read(shard)
+        return self._file(shard).items()
 
     def size(self, shard: int) -> int:
         """Return how many images a frozen shard has, without reading them.
@@ -140,7 +139,7 @@ class Plan:
             StoreError: The plan does not go so far.
         """
         self._check_frozen(shard)
-        return min(self._shard_size, self._counts.images - shard * self._shard_size)
+        return min(self.shard_size, self._counts.images - shard * self.shard_size)
 
     def counts(self) -> PlanCounts:
         """Return how much is frozen, as far as this process knows; never waits for a listing."""
@@ -164,6 +163,9 @@ class Plan:
             self._write_totals()
         return self._counts.shards > before
 
+    def _file(self, shard: int) -> PlanFile:
+        return PlanFile(self._path(shard), shard, self.shard_size)
+
     def _path(self, shard: int) -> Path:
         return self._folder / f"{shard:05d}.parquet"
 
@@ -171,11 +173,11 @@ class Plan:
         """Count what is on the disk, from the names and the last file alone."""
         if (self._folder / COMPLETE).exists():
             return self._totals()
-        names = {path.name for path in self._folder.glob("[0-9]*.parquet")}
+        found = numbers_in(self._folder, _NAME)
         number = 0
-        while self._path(number).name in names or self._path(number).exists():
+        while number in found or self._path(number).exists():
             number += 1
-        if number < len(names):
+        if number < len(found):
             raise StoreError(
                 f"{self._path(number)} is missing, though later files of the plan are there; "
                 "put it back, or extract into a new place."
@@ -184,11 +186,11 @@ class Plan:
 
     def _counted(self, files: int) -> PlanCounts:
         """Count so many files, at least one, of which only the last can be short."""
-        rows = self._rows(files - 1)
+        rows = self._file(files - 1).rows()
         return PlanCounts(
             shards=files if rows else files - 1,
-            images=(files - 1) * self._shard_size + rows,
-            complete=rows < self._shard_size,
+            images=(files - 1) * self.shard_size + rows,
+            complete=rows < self.shard_size,
         )
 
     def _adopt(self) -> None:
@@ -206,17 +208,17 @@ class Plan:
                 f"{self._source.kind}. {_LOOKED_FOR[self._source.kind]}"
             )
         _check_keys(items, self._source)
-        if not self._publish(shard, items) and self._read(shard) != items:
+        if not self._publish(shard, items) and self._file(shard).items() != items:
             self._drop_listing()  # the source has changed between that listing and ours
         self._counts = self._counted(shard + 1)
 
     def _next_items(self, shard: int) -> list[Item]:
-        after = self._read(shard - 1)[-1] if shard else None
+        after = self._file(shard - 1).items()[-1] if shard else None
         try:
             self._catch_up(shard, after)
             if self._listing is None:
-                self._listing = list_items(self._source, after, shard * self._shard_size)
-            items = list(islice(self._listing, self._shard_size))
+                self._listing = list_items(self._source, after, shard * self.shard_size)
+            items = list(islice(self._listing, self.shard_size))
         except BaseException:
             self._drop_listing()  # a generator that has raised would seem to be at its end
             raise
@@ -237,7 +239,7 @@ class Plan:
             self._drop_listing()
             return
         last = None
-        for last in islice(self._listing, behind * self._shard_size):  # noqa: B007
+        for last in islice(self._listing, behind * self.shard_size):  # noqa: B007
             pass
         if last != after:
             self._drop_listing()
@@ -255,7 +257,7 @@ class Plan:
                 remove_leftovers(self._folder)
                 self._is_cleaned = True
             try:
-                self._write(written, shard, items)
+                write_items(written, shard, self.shard_size, items)
                 sync(written)
                 return _put_first(written, target)
             finally:
@@ -263,50 +265,6 @@ class Plan:
 
     def _aside(self, target: Path) -> Path:
         return aside(self._folder, f"{target.name}~{secrets.token_hex(4)}")  # threads differ too
-
-    def _write(self, path: Path, shard: int, items: list[Item]) -> None:
-        arrow = require("pyarrow", "keeping a plan")
-        parquet = require("pyarrow.parquet", "keeping a plan")
-        columns = zip(*items, strict=True) if items else ((), (), (), ())
-        types = (arrow.string(), arrow.string(), arrow.int64(), arrow.int64())
-        arrays = [arrow.array(column, type_) for column, type_ in zip(columns, types, strict=True)]
-        about = {_ABOUT: json.dumps(self._about(shard)).encode()}
-        schema = arrow.schema(zip(Item._fields, types, strict=True), metadata=about)
-        table = arrow.Table.from_arrays(arrays, schema=schema)
-        parquet.write_table(table, path, compression="zstd", write_page_checksum=True)
-
-    def _about(self, shard: int) -> dict[str, int]:
-        return {"version": _VERSION, "shard": shard, "shard_size": self._shard_size}
-
-    def _rows(self, shard: int) -> int:
-        with _undamaged(self._path(shard)), self._opened(shard) as file:
-            return int(file.metadata.num_rows)
-
-    def _read(self, shard: int) -> list[Item]:
-        with _undamaged(self._path(shard)):
-            with self._opened(shard) as file:
-                table = file.read(columns=list(Item._fields), use_threads=False)
-            columns = (table.column(name).to_pylist() for name in Item._fields)
-            return [Item(*values) for values in zip(*columns, strict=True)]
-
-    def _opened(self, shard: int) -> Any:
-        """Open a plan file whose own words agree with what it should be."""
-        parquet = require("pyarrow.parquet", "reading a plan")
-        path = self._path(shard)
-        file = parquet.ParquetFile(path, page_checksum_verification=True)
-        try:
-            about = json.loads((file.schema_arrow.metadata or {})[_ABOUT])
-            if about != self._about(shard):
-                raise StoreError(
-                    f"{path} is a plan file of {about}, where {self._about(shard)} belongs; "
-                    "give the shard size that the plan was begun with, or another place."
-                )
-            if file.metadata.num_rows > self._shard_size:
-                raise StoreError(f"{path} has more rows than a shard; extract into a new place.")
-        except BaseException:
-            file.close()
-            raise
-        return file
 
     def _write_totals(self) -> None:
         target = self._folder / COMPLETE
@@ -319,20 +277,13 @@ class Plan:
 
     def _totals(self) -> PlanCounts:
         path = self._folder / COMPLETE
-        try:
-            totals = json.loads(path.read_text(encoding="utf-8"))
-            counts = PlanCounts(
-                shards=int(totals["shards"]), images=int(totals["images"]), complete=True
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        shards, images = read_totals(path, self.shard_size)
+        is_short = images % self.shard_size
+        counts = self._counted(shards if is_short else shards + 1)
+        if (counts.shards, counts.images, counts.complete) != (shards, images, True):
             raise StoreError(
-                f"{path} is damaged ({error}); remove it, and it is made again from the files "
-                "beside it."
-            ) from error
-        if counts.shards < 1 or -(-counts.images // self._shard_size) != counts.shards:
-            raise StoreError(
-                f"{path} counts {counts.images} images in {counts.shards} shards, which are not "
-                f"shards of {self._shard_size}; give the shard size that the plan was begun with."
+                f"{path} counts {images} images, and the files beside it {counts.images}; "
+                "remove it, and it is made again from them."
             )
         return counts
 
@@ -346,18 +297,6 @@ _LOOKED_FOR = {
     "parquet": "Every row counts.",
     "tar": "Members count by their ending (.jpg, .png, …), and hidden ones do not.",
 }
-
-
-@contextmanager
-def _undamaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except TrunklineError:
-        raise
-    except Exception as error:  # a damaged Parquet file makes its reader raise nearly anything
-        raise StoreError(
-            f"{path} is missing or damaged ({error}); put back a copy, or extract into a new place."
-        ) from error
 
 
 def _check_keys(items: list[Item], source: Source) -> None:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Dtype = Literal["float32", "float16"]
 
+NAME = r"^[A-Za-z0-9_]{1,100}$"
+"""Names of levels' columns, which are also names of folders."""
+
 # The columns of every table of features before those of the levels, in this order.
 ROW_COLUMNS = ("key", "path", "width", "height", "sha256", "status", "error")
 
@@ -103,12 +106,14 @@ class Schema:
         dtype: Of the features.
         shard_size: Images of a shard; the last one may have fewer.
         made_by: All that decides the numbers, as plain values; files carry it along.
+        store_id: Of the one store that files are written for; they carry it along as well.
     """
 
     columns: tuple[Column, ...]
     dtype: Dtype
     shard_size: int
     made_by: dict[str, Any] = field(default_factory=dict)
+    store_id: str = ""
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:

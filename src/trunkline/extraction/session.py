@@ -20,10 +20,11 @@ from trunkline.errors import TooManyFailuresError
 from trunkline.extraction.computing import Computing
 from trunkline.extraction.decoding import Decoders, Decoding
 from trunkline.extraction.formats import ShardWriter
+from trunkline.extraction.manifests import Manifest, ShardRecord
 from trunkline.extraction.pipeline import Finished, Pipeline, Seconds, Work
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.records import Block, Row
-from trunkline.extraction.store import Manifest, ShardRecord, Store
+from trunkline.extraction.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ class Session:
         pipeline = self._pipeline()
         with _Writing() as writing, closing(pipeline.run(self._work(shards))) as blocks:
             for finished in blocks:
-                self._check_failures(finished)
+                block = finished.block
+                self._check_failures(block, self.tally.failed + len(block.failed))
                 writing.put(self._write, finished)
                 self._tell(finished)
         self._forget()
@@ -164,18 +166,23 @@ class Session:
     def retry(self, shards: Iterable[int]) -> None:
         """Try the failed images of finished shards again, and write the shards anew.
 
+        What fails again counts as failed in this session.
+
         Raises:
             OutputError: The disk refused something; the shard stays as it was.
+            StoreError: A shard's files are not those that were written.
+            TooManyFailuresError: More images failed than allowed; what was mended is kept.
         """
         pipeline = self._pipeline()
         for shard in shards:
             if self._stopping.is_set() or not self._claim(shard):
                 continue
+            if not self._store.is_done(shard):  # any more: another run died while it wrote it anew
+                continue
             failed = [
                 number for number, row in enumerate(self._rows(shard)) if row.status == "failed"
             ]
-            if not failed:  # a run died between writing the shard anew and recording that
-                self._rewrite(shard, [], [])
+            if not failed:  # any more: another run was faster
                 continue
             items = self.plan.items(shard)
             computed: list[Finished] = []
@@ -187,6 +194,8 @@ class Session:
             if self._stopping.is_set():
                 break
             self._rewrite(shard, failed, computed)
+            for finished in computed:
+                self._check_failures(finished.block, self.tally.failed)
         self._forget()
 
     def _pipeline(self) -> Pipeline:
@@ -241,12 +250,10 @@ class Session:
         self._claims[shard] = lock
         return True
 
-    def _check_failures(self, finished: Finished) -> None:
+    def _check_failures(self, block: Block, count: int) -> None:
         """Stop before the block is written, which would not be finished anyway."""
-        failed = finished.block.failed
-        count = self.tally.failed + len(failed)
-        if self._max_errors is not None and count > self._max_errors:
-            last = finished.block.rows[failed[-1]]
+        if self._max_errors is not None and block.failed and count > self._max_errors:
+            last = block.rows[block.failed[-1]]
             raise TooManyFailuresError(
                 f"{count} images failed, and max_errors allows {self._max_errors}; the last one: "
                 f"{last.key}: {last.error} Finished shards are kept: mend the source, or allow "
@@ -272,9 +279,9 @@ class Session:
         if finished.last:
             self._finish(shard)
 
-    def _finish(self, shard: _Shard) -> None:
+    def _finish(self, shard: _Shard, replacing: Callable[[], None] | None = None) -> None:
         began = time.perf_counter()
-        files = shard.writer.commit()
+        files = shard.writer.commit(replacing)
         shard.seconds.write += time.perf_counter() - began
         self._store.write_record(shard.record(files))
         del self._open[shard.number]
@@ -284,7 +291,7 @@ class Session:
         _log.info("shard %d: %d images, %d failed", shard.number, shard.images, shard.failed)
 
     def _rows(self, shard: int) -> Iterator[Row]:
-        for block in self._format.blocks(shard):
+        for block in self._store.blocks(self._format, shard):
             yield from block.rows
 
     def _rewrite(self, number: int, failed: list[int], results: list[Finished]) -> None:
@@ -296,13 +303,13 @@ class Session:
             if results
         }
         before = self._store.record(number).seconds
-        seconds = Seconds(**{name: before[name] for name in vars(Seconds())})
+        seconds = Seconds(**{name: before.get(name, 0.0) for name in vars(Seconds())})
         for one in results:
             seconds.add(one.seconds)
         shard = _Shard(number, self._format.writer(number), seconds=seconds)
         self._open[number] = shard
         position = taken = 0
-        for block in self._format.blocks(number):
+        for block in self._store.blocks(self._format, number):
             while taken < len(failed) and failed[taken] < position + len(block.rows):
                 place = failed[taken] - position
                 block.rows[place] = rows[taken]
@@ -312,7 +319,8 @@ class Session:
             position += len(block.rows)
             shard.add(block, Seconds())
             shard.writer.append(block)
-        self._finish(shard)
+        # Until the new record is there the shard counts as missing, however this process ends.
+        self._finish(shard, lambda: self._store.forget(number))
 
     def _forget(self) -> None:
         """Give up what was begun and is not finished; others, or the next run, can take it."""

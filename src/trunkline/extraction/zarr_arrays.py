@@ -2,7 +2,8 @@
 
 Chunks of up to 64 images share a file, and no file holds images of two shards, so that processes
 never write the same one. A shard is encoded aside and its files are renamed into the arrays. The
-arrays grow as shards arrive; rows whose shard is not there yet, and failed ones, are NaN.
+arrays grow as shards arrive; rows whose shard is not there yet, and failed ones, are NaN. Of a
+shard every file is there, even if it holds nothing but NaN: a file that is not there was lost.
 
 The table of images stands inside the array ``index``, which tells where maps are: zarr-python
 warns about files of a group that are no arrays, but does not look into the folder of an array.
@@ -12,39 +13,57 @@ The table's part of a shard is renamed last, so where it is, the maps are.
 from __future__ import annotations
 
 import json
-import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
-from trunkline.errors import ConfigError
+from trunkline.errors import ConfigError, StoreError
+from trunkline.extraction.data_files import (
+    Hashes,
+    check_owners,
+    content_of,
+    numbers_in,
+    readable,
+)
 from trunkline.extraction.durable import aside, put_text, remove, sync, writing
 from trunkline.extraction.parquet_files import (
+    PART,
     TableWriter,
     arrow_schema,
+    owners_of,
     row_groups,
     rows_of,
     rows_table,
-    unreadable,
 )
-from trunkline.extraction.records import Block, Column, Schema
+from trunkline.extraction.records import Block, Schema
+from trunkline.extraction.zarr_group import (
+    INDEX,
+    META,
+    images_per_file,
+    make_group,
+    maps_of,
+    owner_of,
+    read_array,
+    read_group,
+    sealed,
+)
+from trunkline.outputs import sha256_of
 from trunkline.runtimes.optional import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INDEX = "index"
 ROWS = f"{INDEX}/rows.parquet"  # the table's folder of parts
 ROW = "row"  # the column that says where an image's maps are
-MADE_BY, LEVELS = "trunkline", "levels"  # of the group's attributes
-_IMAGES_PER_FILE = 64
-_META = "zarr.json"
+_MOST_FILES = 400_000  # of a shard, so that its record can be read
 _PURPOSE = "a store of maps"
-_DOTS = {"name": "default", "separator": "."}  # c.12.0.0.0: one folder per level, not per file
 
 
 class _ZarrWriter:
@@ -52,6 +71,7 @@ class _ZarrWriter:
 
     def __init__(self, store: ZarrArrays, shard: int, scratch: Path, schema: Schema) -> None:
         self._store = store
+        self._shard = shard
         self._schema = schema
         self._first = shard * schema.shard_size
         self._count = 0
@@ -74,18 +94,25 @@ class _ZarrWriter:
         self._index.append(pa.table([*rows_table(block.rows).columns, numbers], self._tables))
         self._count = end
 
-    def commit(self) -> dict[str, str]:
+    def commit(self, replacing: Callable[[], None] | None = None) -> dict[str, str]:
         with writing(self._store.out):
             if not self._arrays:
                 self._begin()
             self._arrays[INDEX][: self._count] = self._read[: self._count]
-            for column in self._schema.columns:
-                self._place(column.name)
+            table, *names = self._store.files(self._shard, self._count)
+            hashes = {table: self._index.finish()}
+            for name in names:
+                written = self._written(name)
+                sync(written)
+                hashes[name] = sha256_of(written)
+            check_owners(self._store.owners(self._shard), self._schema.store_id)
             self._store.lengthen(self._first + self._count)
-            self._place(INDEX)
-        digest = self._index.commit()
+            if replacing is not None:
+                replacing()
+            self._place(names)
+        self._index.commit()
         self.discard()
-        return {self._index.target.relative_to(self._store.out).as_posix(): digest}
+        return hashes
 
     def discard(self) -> None:
         self._index.discard()
@@ -94,24 +121,22 @@ class _ZarrWriter:
     def _begin(self) -> None:
         """Make arrays of this shard's length."""
         shutil.rmtree(self._folder, ignore_errors=True)
-        make_group(self._folder, self._schema, self._schema.shard_size)
-        self._arrays = _open_arrays(self._folder)
+        self._arrays = make_group(self._folder, self._schema, self._schema.shard_size)
 
-    def _place(self, name: str) -> None:
-        """Rename one level's files, whose numbers go on where the shard before ends."""
-        folder = self._store.out / name
-        per_shard = 1 if name == INDEX else self._schema.shard_size // self._store.block_size
-        tail = "" if name == INDEX else ".0.0.0"
-        first = self._first // self._schema.shard_size * per_shard
-        for number in range(per_shard):
-            written = self._folder / name / f"c.{number}{tail}"
-            target = folder / f"c.{first + number}{tail}"
-            if written.exists():
-                sync(written)
-                written.replace(target)
-            else:  # nothing but NaN, which needs no file
-                remove(target)
-        sync(folder)
+    def _written(self, name: str) -> Path:
+        """Return where a file is before it has its place: the numbers there begin with 0."""
+        level, _, file = name.partition("/")
+        mark, number, *tail = file.split(".")
+        per_shard = self._store.files_of(level)
+        return self._folder / level / ".".join([mark, str(int(number) % per_shard), *tail])
+
+    def _place(self, names: list[str]) -> None:
+        """Rename the files into the arrays, those of the index last."""
+        for name in sorted(names, key=lambda name: name.startswith(f"{INDEX}/")):
+            self._written(name).replace(self._store.out / name)
+        for column in self._schema.columns:
+            sync(self._store.out / column.name)
+        sync(self._store.out / INDEX)
 
 
 class ZarrArrays:
@@ -128,6 +153,7 @@ class ZarrArrays:
     """
 
     name = "zarr"
+    files_per_shard = 1
 
     def __init__(self, out: Path, scratch: Path, schema: Schema) -> None:
         pooled = [one.name for one in schema.columns if len(one.shape) != 3]
@@ -141,18 +167,34 @@ class ZarrArrays:
         self.out = out
         self._scratch = scratch
         self._schema = schema
+        files = len(schema.columns) * self.files_of(schema.columns[0].name)
+        if files > _MOST_FILES:
+            raise ConfigError(
+                f"a shard of {schema.shard_size} images would have {files} files of maps, since "
+                f"no number up to 64 but {self.block_size} divides it, and "
+                f"{_MOST_FILES} are the most; choose a shard size such as 10000."
+            )
 
     @property
     def block_size(self) -> int:
         """Images of a file: a divisor of the shard's size."""
         return images_per_file(self._schema.shard_size)
 
+    def files_of(self, array: str) -> int:
+        """Return how many files of an array a whole shard has."""
+        return 1 if array == INDEX else self._schema.shard_size // self.block_size
+
     def create(self) -> None:
-        """Make the group and its arrays, of length 0."""
+        """Make the group and its arrays, of length 0; what is there must be undamaged."""
         with writing(self.out):
             self._scratch.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                if not (self.out / _META).exists():
+                check_owners(self._group_owners(), self._schema.store_id)
+                if (self.out / META).exists():
+                    read_group(self.out)
+                    for name in self._arrays():
+                        read_array(self.out / name)
+                else:
                     self._create()
 
     def _create(self) -> None:
@@ -160,16 +202,34 @@ class ZarrArrays:
         folder = aside(self._scratch, "group")
         shutil.rmtree(folder, ignore_errors=True)
         make_group(folder, self._schema, 0)
+        for path in folder.rglob(META):
+            path.write_text(sealed(json.loads(path.read_bytes())), encoding="utf-8")
         (folder / ROWS).mkdir(parents=True)
         for path in folder.rglob("*"):
             sync(path)
         self.out.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == _META):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == META):
             target = self.out / path.name
             if not target.exists():
                 path.replace(target)
         sync(self.out)
         shutil.rmtree(folder)
+
+    def _arrays(self) -> dict[str, tuple[tuple[int, ...], str, int]]:
+        """Return of each array what an image has in it, its dtype, and the images of a file."""
+        found = {
+            one.name: (one.shape, self._schema.dtype, self.block_size)
+            for one in self._schema.columns
+        }
+        return {**found, INDEX: ((), "bool", self._schema.shard_size)}
+
+    def _group_owners(self) -> dict[Path, str | None]:
+        """Return the stores that what is there of the group says it is of."""
+        places = [self.out, *(self.out / name for name in self._arrays())]
+        there = [place for place in places[1:] if os.path.lexists(place)]
+        if os.path.lexists(self.out / META):
+            there.append(self.out)
+        return {place / META: owner_of(place / META) for place in there}
 
     def index(self, shard: int) -> Path:
         """Return where the table of a shard's images is."""
@@ -179,20 +239,87 @@ class ZarrArrays:
         """Begin a shard."""
         return _ZarrWriter(self, shard, self._scratch, self._schema)
 
-    def blocks(self, shard: int) -> Iterator[Block]:
+    def blocks(self, shard: int, hashes: Hashes | None = None) -> Iterator[Block]:
         """Read a shard back, file by file."""
-        first = shard * self._schema.shard_size
-        arrays: dict[str, Any] | None = None
-        for table in row_groups(self.index(shard)):
-            arrays = arrays or _open_arrays(self.out)
-            rows = rows_of(table)
-            end = first + len(rows)
-            try:
-                values = {one.name: arrays[one.name][first:end] for one in self._schema.columns}
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                raise unreadable(self.index(shard), error) from error
-            first = end
+        table, first = self.index(shard), shard * self._schema.shard_size
+        about = {one.name: read_array(self.out / one.name)[0] for one in self._schema.columns}
+        sha256 = None
+        if hashes is not None:
+            part, index, *_ = self.files(shard, 0)
+            sha256 = hashes[part]
+            content_of(self.out / index, hashes[index])  # it says what the table says
+        for group in row_groups(table, sha256):
+            with readable(table):
+                if not group.schema.equals(index_schema(self._schema)):
+                    raise ValueError("its columns are not those of a table of maps")
+                rows = rows_of(group)
+                if first % self.block_size or len(rows) > self.block_size:
+                    raise ValueError("its pieces are not those that the files of maps have")
+                if group[ROW].to_pylist() != [*range(first, first + len(rows))]:
+                    raise ValueError("its rows are not those of the shard")
+            values = {
+                name: self._maps(about[name], name, slice(first, first + len(rows)), hashes)
+                for name in about
+            }
+            first += len(rows)
             yield Block(rows, values)
+
+    def _maps(
+        self, about: dict[str, Any], level: str, images: slice, hashes: Hashes | None
+    ) -> NDArray[Any]:
+        """Read the one file that holds a block's maps of a level."""
+        name = f"c.{images.start // self.block_size}.0.0.0"
+        path = self.out / level / name
+        content = content_of(path, None if hashes is None else hashes[f"{level}/{name}"])
+        with readable(path):
+            return maps_of(about, name, content, images)
+
+    def files(self, shard: int, images: int) -> list[str]:
+        """Return the table's part, then the files of the arrays."""
+        names = [self.index(shard).relative_to(self.out).as_posix(), f"{INDEX}/c.{shard}"]
+        for column in self._schema.columns:
+            begin = shard * self.files_of(column.name)
+            end = begin - (-images // self.block_size)
+            names += [f"{column.name}/c.{number}.0.0.0" for number in range(begin, end)]
+        return names
+
+    def found(self) -> Counter[int]:
+        """Count the parts of the table, by names."""
+        return numbers_in(self.out / ROWS, PART)
+
+    def owners(self, shard: int) -> dict[Path, str | None]:
+        """Ask the group, and the part of the table."""
+        return {**self._group_owners(), **owners_of(self.index(shard))}
+
+    def damaged(self, length: int, *, complete: bool) -> list[str]:
+        """Look at the ``zarr.json`` of the group and of its arrays."""
+        found = [] if self._is_group_intact() else [META]
+        for name, (shape, dtype, per_file) in self._arrays().items():
+            try:
+                about = read_array(self.out / name)[1]
+            except StoreError:
+                found.append(f"{name}/{META}")
+                continue
+            images = about.shape[0]
+            if (
+                about.attributes.store != self._schema.store_id
+                or (about.shape[1:], about.data_type, about.images_per_file)
+                != (shape, dtype, per_file)
+                or images < length
+                or (complete and images != length)
+            ):
+                found.append(f"{name}/{META}")
+        return found
+
+    def _is_group_intact(self) -> bool:
+        try:
+            found = read_group(self.out).attributes
+        except StoreError:
+            return False
+        schema = self._schema
+        levels = tuple(one.name for one in schema.columns)
+        wanted = (schema.store_id, schema.made_by, levels)
+        return (found.store, found.trunkline, found.levels) == wanted
 
     def finish(self, total: int) -> None:
         """Set the length of the arrays."""
@@ -202,90 +329,28 @@ class ZarrArrays:
     def lengthen(self, length: int) -> None:
         """Let the arrays have ``length`` images at least."""
         with self._lock():
-            self._set_length(max(length, _length(self.out / INDEX)))
+            self._set_length(max(length, read_array(self.out / INDEX)[1].shape[0]))
 
     def remove(self, shard: int) -> None:
         """Remove a shard's part of the table first, then its maps."""
         with writing(self.out):
-            remove(self.index(shard))
-            remove(self.out / INDEX / f"c.{shard}")
-            per_shard = self._schema.shard_size // self.block_size
-            for number in range(shard * per_shard, (shard + 1) * per_shard):
-                for column in self._schema.columns:
-                    remove(self.out / column.name / f"c.{number}.0.0.0")
+            for name in self.files(shard, self._schema.shard_size):
+                remove(self.out / name)
 
     def _set_length(self, length: int) -> None:
         # Not by zarr-python's resize, which older releases do not write aside, and none syncs.
-        for name in (*(one.name for one in self._schema.columns), INDEX):
-            path = self.out / name / _META
-            about = json.loads(path.read_bytes())
-            if about["shape"][0] != length:
+        for name in self._arrays():
+            about, understood = read_array(self.out / name)
+            if understood.shape[0] != length:
                 about["shape"][0] = length
-                written = aside(self._scratch, f"{name}-{_META}")
-                put_text(written, path, json.dumps(about, indent=2))
+                written = aside(self._scratch, f"{name}-{META}")
+                put_text(written, self.out / name / META, sealed(about))
 
     def _lock(self) -> FileLock:
         return FileLock(self._scratch / "zarr.lock")
-
-
-def images_per_file(shard_size: int) -> int:
-    """Return the greatest divisor of a shard's size that is not above 64."""
-    return max(n for n in range(1, _IMAGES_PER_FILE + 1) if shard_size % n == 0)
 
 
 def index_schema(schema: Schema) -> pa.Schema:
     """Return the columns of the table of images: those of ``ROW_COLUMNS`` and ``row``."""
     pa = require("pyarrow", _PURPOSE)
     return arrow_schema(schema, levels=False).append(pa.field(ROW, pa.int64()))
-
-
-def make_group(folder: Path, schema: Schema, length: int) -> None:
-    """Make a group with the arrays of a store.
-
-    Args:
-        folder: What is not there yet.
-        schema: What the arrays hold.
-        length: Images of each.
-    """
-    zarr = require("zarr", _PURPOSE)
-    attributes = {MADE_BY: schema.made_by, LEVELS: [one.name for one in schema.columns]}
-    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
-    for column in schema.columns:
-        _make_level(group, column, schema, length)
-    group.create_array(
-        INDEX,
-        shape=(length,),
-        chunks=(schema.shard_size,),
-        dtype="bool",
-        fill_value=False,
-        chunk_key_encoding=_DOTS,
-        dimension_names=("image",),
-    )
-
-
-def _make_level(group: Any, column: Column, schema: Schema, length: int) -> None:
-    zarr = require("zarr", _PURPOSE)
-    group.create_array(
-        column.name,
-        shape=(length, *column.shape),
-        chunks=(1, *column.shape),
-        shards=(images_per_file(schema.shard_size), *column.shape),
-        dtype=schema.dtype,
-        fill_value=math.nan,
-        # Maps after a ReLU shrink to six tenths; higher levels take longer for the same size.
-        compressors=[zarr.codecs.ZstdCodec(level=1)],
-        chunk_key_encoding=_DOTS,
-        # Of each level their own: xarray wants dimensions of one name to be of one size.
-        dimension_names=("image", *(f"{column.name}_{axis}" for axis in ("channel", "y", "x"))),
-        attributes={"stride": column.stride},
-    )
-
-
-def _open_arrays(folder: Path) -> dict[str, Any]:
-    """Open the arrays of a group for reading and writing, by name."""
-    zarr = require("zarr", _PURPOSE)
-    return dict(zarr.open_group(folder, mode="r+", zarr_format=3).arrays())
-
-
-def _length(folder: Path) -> int:
-    return int(json.loads((folder / _META).read_bytes())["shape"][0])
