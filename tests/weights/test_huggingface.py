@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loopback import LoopbackHub, cuts, fails
+from loopback import LoopbackHub, cuts, fails, whole_checkpoint
 
 from trunkline.errors import (
     ConfigError,
@@ -25,7 +25,8 @@ from trunkline.weights.files.places import TypedPlace
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = whole_checkpoint(1 << 20)
+MAIN, PINNED = whole_checkpoint(128), whole_checkpoint(132)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
@@ -79,12 +80,12 @@ def test_a_repository_without_a_usual_file_lists_what_it_has(loopback_hub: Loopb
 
 
 def test_revisions_are_kept_apart(loopback_hub: LoopbackHub) -> None:
-    main = loopback_hub.add_file("o/r", "model.safetensors", b"main")
-    pinned = loopback_hub.add_file("o/r", "model.safetensors", b"pinned", revision="v1")
+    main = loopback_hub.add_file("o/r", "model.safetensors", MAIN)
+    pinned = loopback_hub.add_file("o/r", "model.safetensors", PINNED, revision="v1")
     assert pinned == "hf://o/r/model.safetensors@v1"
-    assert hub.fetch_hf(main).read_bytes() == b"main"
-    assert hub.fetch_hf(pinned).read_bytes() == b"pinned"
-    assert hub.fetch_hf("hf://o/r@v1").read_bytes() == b"pinned"
+    assert hub.fetch_hf(main).read_bytes() == MAIN
+    assert hub.fetch_hf(pinned).read_bytes() == PINNED
+    assert hub.fetch_hf("hf://o/r@v1").read_bytes() == PINNED
 
 
 def test_the_hubs_own_hash_is_checked(
@@ -101,10 +102,10 @@ def test_the_hubs_own_hash_is_checked(
     assert hub.fetch_hf(address).read_bytes() == BODY
 
 
-def test_small_files_have_no_sha256_on_the_hub(loopback_hub: LoopbackHub) -> None:
+def test_small_files_are_known_by_the_hash_that_git_has_of_them(loopback_hub: LoopbackHub) -> None:
     address = loopback_hub.add_file("o/r", "config.json", b"{}", large=False)
     found = hub.obtain([TypedPlace(url=address)])
-    assert found.known_by == cache.FIRST_SEEN
+    assert (found.known_by, found.sha256) == (cache.HUB_RECORD, hashlib.sha256(b"{}").hexdigest())
 
 
 def test_the_hub_is_asked_again(loopback_hub: LoopbackHub) -> None:
@@ -141,14 +142,14 @@ def test_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
-    with pytest.raises(WeightsNotFoundError, match=r"no connection \(ConnectError\)"):
+    with pytest.raises(WeightsNotFoundError, match=r"no connection \(3 attempts\)"):
         hub.fetch_hf("hf://o/r")
 
 
 def test_the_token_goes_along(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_for_a_test")
     hub.fetch_hf(loopback_hub.add_file("o/r", "model.safetensors", BODY))
-    sent = {headers.get("authorization") for _, _, headers in loopback_hub.requests}
+    sent = {headers.get("Authorization") for _, _, headers in loopback_hub.requests}
     assert sent == {"Bearer hf_for_a_test"}
 
 
