@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import struct
 import threading
 from collections import defaultdict
@@ -81,26 +82,43 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: clients that hang up, or are killed, are what is tested."""
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class FileHost:
     """A web server on 127.0.0.1 that notes what it is asked and misbehaves on demand."""
 
     def __init__(self) -> None:
-        handler = type("BoundHandler", (Handler,), {"host": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        )
+        self._handler = type("BoundHandler", (Handler,), {"host": self})
+        self._server = _Server(("127.0.0.1", 0), self._handler)
+        self._served: list[tuple[_Server, threading.Thread]] = []
         self._lock = threading.Lock()
         self.files: dict[str, bytes] = {}
         self.script: dict[str, list[Answer]] = defaultdict(list)
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.over = threading.Event()
-        self._thread.start()
+        self._serve(self._server)
 
     @property
     def origin(self) -> str:
         """``http://127.0.0.1:PORT``."""
         return f"http://127.0.0.1:{self._server.server_port}"
+
+    def also_on_ipv6(self) -> bool:
+        """Serve ``http://[::1]:PORT`` too, and tell whether this machine can."""
+        try:
+            self._serve(_Server6(("::1", self._server.server_port), self._handler))
+        except OSError:
+            return False
+        return True
+
+    def _serve(self, server: _Server) -> None:
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+        self._served.append((server, thread))
+        thread.start()
 
     def add(self, path: str, body: bytes, *answers: Answer) -> str:
         """Serve a file, after the given answers have been given once each; return its URL."""
@@ -122,9 +140,10 @@ class FileHost:
     def close(self) -> None:
         """Stop serving, and let go of whoever is kept waiting."""
         self.over.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server, thread in self._served:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 class LoopbackHub(FileHost):
@@ -238,9 +257,12 @@ def cuts(at: int, **extra: str) -> Answer:
 
 
 def ranged(**headers: str) -> Answer:
-    """Send what a range asks for, whatever else was asked; with headers that replace the usual."""
+    """Send what a range asks for, whatever its conditions; with headers that replace the usual."""
 
     def answer(handler: Handler, body: bytes) -> None:
+        if "Range" not in handler.headers:
+            handler.serve(body)
+            return
         start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         reach = f"bytes {start}-{len(body) - 1}/{len(body)}"
         usual = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Content-Range": reach}

@@ -72,11 +72,14 @@ def landing(url: str, location: str) -> str:
     Raises:
         ValueError: That is no address, or one that must not be followed; the text is a clause.
     """
-    target = urljoin(url, location.encode("latin-1").decode("utf-8"))
+    try:
+        target = urljoin(url, location.encode("latin-1").decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"redirects to what is no address ({error})") from error
     if origin(url).scheme == "https" and target.partition(":")[0].lower() != "https":
         raise ValueError(f"redirects from https to {shown(target)[:200]}")
     if fault := why_not(target):
-        raise ValueError(f"redirects to {shown(target)[:200]!r}, which is no address ({fault})")
+        raise ValueError(f"redirects to what is no address ({fault}): {shown(target)[:200]!r}")
     host = origin(target).host
     if is_own(host) and not is_own(origin(url).host):
         raise ValueError(f"redirects to {host}, an address of this machine or its link")

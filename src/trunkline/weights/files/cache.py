@@ -46,7 +46,8 @@ FROM_NAME = "the hash in its name"
 FIRST_SEEN = "recorded when it was first seen"
 HUB_RECORD = "the Hub's record"
 
-_LONGEST_PLACE = 1000  # characters below the cache's root; systems allow some 4000 in all
+_LONGEST = 1000  # characters of a place; systems allow some 4000 for a whole path
+_OWN_NAME = re.compile(r"q=|[0-9a-f]{16}(-|$)")
 _TRUE = frozenset({"1", "on", "true", "yes"})
 # torch.hub's convention: resnet50-0676ba61.pth. A date, resnet50-20220101.pth, is not a hash.
 _HASH_IN_NAME = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
@@ -93,34 +94,37 @@ def relative_place(url: str, file_name: str | None = None) -> Path:
     """
     if url.startswith(huggingface.SCHEME):
         address = huggingface.parse(url)
-        parts = [*address.repo.split("/"), address.revision, *(address.file or "-").split("/")]
-        return _place("hf", parts)
+        names = [*address.repo.split("/"), address.revision, *(address.file or "-").split("/")]
+        return _place("hf", [_component(name) for name in names])
     split, asked = addresses.split(url), addresses.origin(url)
-    host = asked.host
-    if asked.scheme == "http" or host == huggingface.SCHEME.removesuffix("://"):
+    host = _component(asked.host)
+    if asked.scheme == "http":
         host = f"{host}+{asked.port}"
-    elif asked.port != addresses.DEFAULT_PORTS["https"]:
+    elif asked.port != addresses.DEFAULT_PORTS["https"] or host == "hf":
         host = f"{host}+https+{asked.port}"
-    parts = split.path.removeprefix("/").split("/")
+    names = split.path.removeprefix("/").split("/")
+    parts = [_component(name) for name in names]
     if split.query:  # files?id=1 and files?id=2 differ; a signature is not for file names
         parts.insert(-1, f"q={_digits(split.query)}")
-    if file_name and unquote(parts[-1]) != file_name:
-        parts.append(file_name)
+    if file_name and unquote(names[-1]) != file_name:
+        parts.append(_component(file_name))
     return _place(host, parts)
 
 
 def _place(host: str, parts: list[str]) -> Path:
-    place = Path(_component(host), *map(_component, parts))
-    if len(str(place)) <= _LONGEST_PLACE:
-        return place
-    return Path(_component(host), _digits("/".join(parts)), _component(parts[-1]))
+    place = Path(host, *parts)
+    return place if len(str(place)) <= _LONGEST else Path(host, _digits("/".join(parts)), parts[-1])
 
 
 def _component(name: str) -> str:
-    """Return a name that is safe on every file system; what had to change gets a hash in front."""
+    """Return a name that is safe on every file system.
+
+    What has to change gets a hash in front, and so does what looks as if it had one.
+    """
     safe = re.sub(r"[^A-Za-z0-9._+=-]", "_", unquote(name))[-120:]
     safe = re.sub(r"^\.|\.$", "_", safe)
-    return name if name and safe == name else f"{_digits(name)}-{safe}"
+    same = name and safe == name and not _OWN_NAME.match(name)
+    return name if same else f"{_digits(name)}-{safe}"
 
 
 def _digits(text: str) -> str:

@@ -79,6 +79,9 @@ class Watch:
     ) -> None:
         self._over.set()
         self._thread.join()
+        for one in self._sockets:  # urllib3 forgets those whose answer has a head it does not like
+            if (descriptor := one.detach()) >= 0:
+                socket.close(descriptor)
 
     def add(self, opened: Any) -> None:
         """Watch over a connection too: a socket, or what TLS is spoken through."""

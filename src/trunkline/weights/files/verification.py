@@ -22,8 +22,8 @@ class FileCheck:
 
     Attributes:
         path: The file.
-        state: ``ok``; ``changed``: it is not what it must be, or cannot be read; ``missing``: SHA256SUMS lists it, but
-            it is gone; ``unknown``: nothing says what it must be.
+        state: ``ok``; ``changed``: it is not what it must be, or cannot be read; ``missing``:
+            SHA256SUMS lists it, but it is gone; ``unknown``: nothing says what it must be.
         sha256: What it has now; None if it is missing or cannot be read.
         expected: What it must have, or the beginning of that; None if nobody knows.
         known_by: How that is known; why it cannot be read, where that is so.
