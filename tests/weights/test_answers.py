@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from trunkline.errors import WeightsError, WeightsNotFoundError
 from trunkline.weights import hub
 from trunkline.weights.files import cache
 
-OK = b"HTTP/1.1 200 OK\r\n"
 WHOLE = whole_checkpoint(20_000)
 SHA256 = hashlib.sha256(WHOLE).hexdigest()
 HERE = 5_000  # bytes of a beginning
@@ -309,95 +307,6 @@ def test_a_web_page_does_not_cost_the_beginning(one_host: FileHost) -> None:
         hub.fetch_url(url)
     assert hub.fetch_url(url).read_bytes() == WHOLE
     assert one_host.requests[-1][2]["Range"] == f"bytes={HERE}-"
-
-
-# Lengths that make no sense.
-
-
-@pytest.mark.parametrize("length", ["-1", "1e3", "9" * 5000, "0x10", "20000, 5", "abc", "²"])
-def test_a_length_that_makes_no_sense_is_refused(
-    one_host: FileHost, cached_files: Callable[[], list[str]], length: str
-) -> None:
-    def answer(handler: Handler, body: bytes) -> None:
-        handler.head(200, Content_Length=length, Connection="close")
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    with pytest.raises(WeightsNotFoundError, match=r"length makes no sense|request failed"):
-        hub.fetch_url(one_host.add("/x.pth", WHOLE, answer))
-    assert cached_files() == []
-
-
-def test_a_length_that_is_told_twice_alike_is_one(one_host: FileHost) -> None:
-    def answer(handler: Handler, body: bytes) -> None:
-        length = f"Content-Length: {len(body)}\r\n".encode()
-        handler.wfile.write(OK + length + length + b"\r\n" + body)
-
-    assert hub.fetch_url(one_host.add("/x.pth", WHOLE, answer)).read_bytes() == WHOLE
-
-
-# Hosts that drip.
-
-
-def _drip(handler: Handler, piece: bytes) -> None:
-    while not handler.host.over.wait(0.02):
-        handler.wfile.write(piece)
-        handler.wfile.flush()
-
-
-def _after(head: bytes, piece: bytes) -> Answer:
-    def answer(handler: Handler, _: bytes) -> None:
-        handler.close_connection = True
-        handler.wfile.write(head)
-        _drip(handler, piece)
-
-    return answer
-
-
-DRIPS = {
-    "its status line": _after(b"HTTP/1.1 200 ", b"O"),
-    "a line of its head": _after(OK + b"X: ", b"x"),
-    "heads that only announce": _after(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "a body byte by byte": _after(OK + b"Content-Length: 9999\r\n\r\n", b"\x80"),
-    "a body without a length": _after(OK + b"\r\n", b"\x80"),
-    "chunks of one byte": _after(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n\x80\r\n"),
-    "the length of a chunk": _after(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
-    "trailers": _after(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
-}
-
-
-@pytest.mark.parametrize("kind", DRIPS)
-@pytest.mark.parametrize("bound", ["piece_seconds", "total_seconds"])
-def test_a_host_that_drips_is_given_up(
-    file_host: FileHost,
-    patience: Callable[..., None],
-    cached_files: Callable[[], list[str]],
-    kind: str,
-    bound: str,
-) -> None:
-    patience(attempts=1, **{bound: 0.15})
-    said = "timed out" if bound == "piece_seconds" else r"too slow \(given up after 0 s in all\)"
-    begun_at = time.monotonic()
-    with pytest.raises(WeightsNotFoundError, match=said):
-        hub.fetch_url(file_host.add("/x.pth", WHOLE, DRIPS[kind]))
-    assert time.monotonic() - begun_at < 20.0  # they would drip for ever
-    assert cached_files() == []
-
-
-def test_pauses_count_as_well(file_host: FileHost, patience: Callable[..., None]) -> None:
-    patience(attempts=5, backoff_seconds=100.0, backoff_limit_seconds=100.0, total_seconds=3.0)
-    url = file_host.add("/x.pth", WHOLE, *[cuts(100)] * 5)
-    with pytest.raises(WeightsNotFoundError, match=r"cut off .*1 attempts, given up after 3 s"):
-        hub.fetch_url(url)
-
-
-def test_a_redirect_with_an_endless_body_is_not_read(one_host: FileHost) -> None:
-    def endless(handler: Handler, _: bytes) -> None:
-        handler.head(302, Location="/y.pth", Content_Length=str(1 << 40))
-        handler.close_connection = True
-
-    one_host.add("/y.pth", WHOLE)
-    assert hub.fetch_url(one_host.add("/x.pth", WHOLE, endless)).read_bytes() == WHOLE
 
 
 # The Hub's storage answers like any host.

@@ -86,7 +86,7 @@ class Answer:
             PlaceError: It comes too slowly.
         """
         moved = 0
-        for piece in self._response.iter_content(PIECE_BYTES):
+        for piece in self._read():
             moved += len(piece)
             if moved >= PIECE_BYTES:  # a chunk may have one byte: such a piece is no progress
                 moved = 0
@@ -94,6 +94,12 @@ class Answer:
             self._watch.check()
             yield piece
         self._watch.check()  # a connection that was shut down looks like the end of a body
+
+    def _read(self) -> Iterator[bytes]:
+        try:
+            yield from self._response.iter_content(PIECE_BYTES)
+        except ValueError as error:  # http.client's, of a chunk with a negative length
+            raise PlaceError("cut off", transient=True) from error
 
 
 @contextmanager
@@ -158,6 +164,11 @@ def _session(watch: Watch) -> requests.Session:
             pool: Any = super().get_connection_with_tls_context(*values, **named)
 
             class Watched(pool.ConnectionCls):  # type: ignore[misc]
+                def _tunnel(self) -> None:  # what is said to a proxy before TLS begins
+                    watch.add(self.sock)
+                    super()._tunnel()
+                    watch.check()
+
                 def connect(self) -> None:
                     super().connect()
                     watch.add(self.sock)
