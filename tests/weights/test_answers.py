@@ -294,6 +294,19 @@ def test_a_beginning_that_a_power_cut_spoiled_is_not_continued(one_host: FileHos
     assert hub.fetch_url(url).read_bytes() == WHOLE
 
 
+def test_a_beginning_that_is_a_link_is_neither_continued_nor_written_through(
+    one_host: FileHost, tmp_path: Path
+) -> None:
+    url = one_host.add("/x.pth", WHOLE)
+    begun(url)
+    part = cache.part_of(cache.weights_home() / cache.relative_place(url))
+    part.rename(tmp_path / "mine")
+    part.symlink_to(tmp_path / "mine")
+    assert hub.fetch_url(url, sha256=SHA256).read_bytes() == WHOLE
+    assert (tmp_path / "mine").read_bytes() == WHOLE[:HERE]
+    assert "Range" not in one_host.requests[-1][2]
+
+
 def test_a_web_page_does_not_cost_the_beginning(one_host: FileHost) -> None:
     page = always(BODIES["a page"], by_length)
     url = one_host.add("/x.pth", WHOLE, page)

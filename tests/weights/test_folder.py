@@ -236,7 +236,9 @@ def test_verify_asks_names_and_the_catalog(weights_home: Path) -> None:
     }
 
 
-def test_verify_of_nothing() -> None:
+def test_verify_of_nothing(monkeypatch: pytest.MonkeyPatch, walled: Path) -> None:
+    assert hub.verify() == []
+    monkeypatch.setenv("TRUNKLINE_HOME", str(walled))
     assert hub.verify() == []
 
 

@@ -138,6 +138,7 @@ def copy_out(found: FetchedFile, folder: Path, name: str) -> FetchedFile:
         folder.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and sha256_of(target) == found.sha256):
             download.check_room(folder, found.path.stat().st_size)
+            part.unlink(missing_ok=True)  # never through a link
             shutil.copyfile(found.path, part)
             download.settle(part, target)
         add_sum(folder, target.name, found.sha256)

@@ -146,8 +146,9 @@ def confirmed_hash(told: Iterable[Mapping[str, str]], file: Path) -> str | None:
     """
     size = tag = None
     for headers in told:
-        size = headers.get("X-Linked-Size", size)
-        tag = headers.get("X-Linked-ETag") or (headers.get("ETag") if tag is None else tag)
+        if "X-Repo-Commit" in headers or "X-Linked-ETag" in headers:  # the Hub, not its storage
+            size = headers.get("X-Linked-Size", size)
+            tag = headers.get("X-Linked-ETag") or headers.get("ETag") or tag
     tag = (tag or "").removeprefix("W/").strip('"')
     if _SHA256.fullmatch(tag):
         return tag
@@ -162,6 +163,7 @@ def in_hub_cache(address: HubAddress) -> tuple[Path, str] | None:
 
     Only files that are named after their sha256 there: of the others nothing vouches.
     """
+    _endpoint()  # the library parses it at its import, with errors of its own
     from huggingface_hub import try_to_load_from_cache
 
     try:

@@ -64,7 +64,7 @@ def _files(root: Path) -> list[Path]:
     seen: set[tuple[int, int]] = set()
 
     def unlisted(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
             found.append(Path(error.filename or root))
 
     for base, folders, files in os.walk(root, onerror=unlisted, followlinks=True):
