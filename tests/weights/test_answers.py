@@ -234,6 +234,19 @@ def test_a_range_that_is_not_the_rest_of_the_file_is_never_kept(
     assert hub.fetch_url(url, sha256=known).read_bytes() == WHOLE
 
 
+def test_a_range_of_more_than_a_file_may_have_is_refused(
+    one_host: FileHost, patience: Callable[..., None]
+) -> None:
+    patience(max_bytes=30_000)
+    reach = f"bytes {HERE}-39999/*"
+    url = one_host.add(
+        "/x.pth", WHOLE, ranged(**{"Content-Range": reach, "Content-Length": "35000"})
+    )
+    begun(url, total=None)
+    with pytest.raises(WeightsNotFoundError, match="refused: 40000 bytes, more than 30000"):
+        hub.fetch_url(url)
+
+
 def test_a_206_that_is_shorter_than_asked_is_continued(one_host: FileHost) -> None:
     url = one_host.add("/x.pth", WHOLE, ranged(**RANGES["ends early"]))
     begun(url)

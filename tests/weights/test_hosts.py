@@ -11,6 +11,8 @@ from loopback import Answer, FileHost, Handler, cuts, whole_checkpoint
 
 from trunkline.errors import WeightsNotFoundError
 from trunkline.weights import hub
+from trunkline.weights.files.hosts import PIECE_BYTES
+from trunkline.weights.files.patience import Patience
 
 OK = b"HTTP/1.1 200 OK\r\n"
 WHOLE = whole_checkpoint(20_000)
@@ -100,6 +102,13 @@ def test_a_host_that_drips_is_given_up(
         hub.fetch_url(file_host.add("/x.pth", WHOLE, DRIPS[kind]))
     assert time.monotonic() - begun_at < 20.0  # they would drip for ever
     assert cached_files() == []
+
+
+def test_the_limits_are_those_that_the_docs_promise() -> None:
+    limits = Patience()
+    assert (limits.attempts, limits.read_seconds, limits.piece_seconds) == (5, 30.0, 60.0)
+    assert (limits.total_seconds, limits.retry_after_limit_seconds) == (6 * 3600.0, 120.0)
+    assert (limits.max_bytes, PIECE_BYTES) == (64 * 2**30, 64 * 2**10)
 
 
 def test_pauses_count_as_well(file_host: FileHost, patience: Callable[..., None]) -> None:

@@ -174,13 +174,14 @@ def _attempt(
             headers["If-Range"] = begun.etag
     with hosts.asked(question, deadline, headers) as answer:
         span = _span(answer, part, begun)
+        limit, told = patience.PATIENCE.max_bytes, max(span.notes.total or 0, span.end or 0)
+        if told > limit:
+            raise PlaceError(f"refused: {told} bytes, more than {limit}")
         pieces = answer.pieces()
         first = next(pieces, b"")
         if span.start == 0:
             _refuse_page(first)  # before it costs the beginning that is here
-            discard(
-                part
-            )  # first the bytes, then what is noted of them: never new notes on old ones
+            discard(part)  # before anything is noted: never new notes on old bytes
         _note(part, span.notes)  # without a hash from here on: a killed process leaves none
         try:
             _write(itertools.chain([first], pieces), part, span, report)
@@ -220,8 +221,6 @@ def _span(answer: Answer, part: Path, begun: _Notes | None) -> _Span:
 def _write(pieces: Iterable[bytes], part: Path, span: _Span, report: Report | None) -> None:
     """Write a body, and compare its length with what the host says of it and of the file."""
     total, limit = span.notes.total, patience.PATIENCE.max_bytes
-    if (total or 0) > limit:
-        raise PlaceError(f"refused: {total} bytes, more than {limit}")
     check_room(part.parent, (total or span.start) - span.start)
     done = span.start
     with open(part, "ab" if span.start else "wb") as file:
