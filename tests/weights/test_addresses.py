@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import FileHost, Handler, LoopbackHub, moved, whole_checkpoint
 
-from trunkline import files
+from trunkline import create_backbone, files, from_pretrained
 from trunkline.errors import ConfigError, WeightsNotFoundError
 from trunkline.weights import hub
 from trunkline.weights.catalog import Place
@@ -174,10 +174,23 @@ def test_a_home_that_nobody_has_is_said(monkeypatch: pytest.MonkeyPatch, variabl
         monkeypatch.setattr(Path, "expanduser", unknown)
     else:
         monkeypatch.setenv(variable, "~nobody-at-all/x")
-    with pytest.raises(ConfigError, match=r"no home folder|nobody knows where that is"):
+    with pytest.raises(ConfigError, match=r"no home folder|nobody knows where"):
         hub.fetch_url("https://127.0.0.1/x.pth")
-    with pytest.raises(ConfigError, match=r"no home folder|nobody knows where that is"):
+    with pytest.raises(ConfigError, match=r"no home folder|nobody knows where"):
         folder.hand_folder() if variable == "TRUNKLINE_WEIGHTS" else files.home()
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda path: create_backbone("resnet18", weights=path),
+        lambda path: create_backbone("resnet18", weights=Path(path)),
+        from_pretrained,
+    ],
+)
+def test_a_path_into_the_home_of_nobody_is_said(load: Callable[[str], object]) -> None:
+    with pytest.raises(ConfigError, match=r"nobody knows where '~nobody-at-all/x\.pth' is"):
+        load("~nobody-at-all/x.pth")
 
 
 # Redirects.

@@ -28,7 +28,7 @@ def one_host() -> Iterator[FileHost]:
 
 @pytest.fixture(autouse=True)
 def hasty(patience: Callable[..., None]) -> None:
-    patience(attempts=2, backoff_seconds=0.0)
+    patience(attempts=2, backoff_seconds=0.0, connect_seconds=20.0, read_seconds=20.0)
 
 
 # Lengths that make no sense.

@@ -3,7 +3,8 @@
 ``obtain`` looks in this order: the folder that TRUNKLINE_WEIGHTS names, the cache, the Hub's own
 cache, then the places of a checkpoint one after the other. Whatever it returns was hashed just now
 and compared with all that is known of it: the catalog's sha256, the beginning of one in the file's
-name, the Hub's record, or what was noted when the file was first seen.
+name, the Hub's record, or what was noted when the file was first seen. A file of which nothing is
+known is a whole checkpoint when it is first seen, or it is refused.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def fetch(
         WeightsNotFoundError: No place gave it. All are listed, and why.
         OfflineError: It is not here, and the network is switched off.
         IntegrityError: A file that is here, or every copy that came, has another hash.
+        CheckpointError: Nothing is known of a file that is here, or of every copy that came, and it
+            is no whole checkpoint.
         OutputError: The disk does not take it.
         ConfigError: No places, or an address or a hash that is none.
     """

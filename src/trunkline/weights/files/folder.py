@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trunkline.errors import ConfigError, IntegrityError, OutputError
-from trunkline.files import DOCUMENT_BYTES
+from trunkline.errors import IntegrityError, OutputError
+from trunkline.files import DOCUMENT_BYTES, expanded
 from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, download
 from trunkline.weights.files.cache import Claim
@@ -42,13 +42,7 @@ def hand_folder() -> Path | None:
         ConfigError: It begins with the home of a user who has none.
     """
     named = os.environ.get(VARIABLE)
-    try:
-        return Path(named).expanduser() if named else None
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{VARIABLE} is {named!r}, and nobody knows where that is ({error}); write the whole "
-            "path of a folder."
-        ) from error
+    return expanded(named) if named else None
 
 
 def find(candidates: Sequence[Candidate], name: str | None) -> FetchedFile | None:
