@@ -56,6 +56,18 @@ def test_a_length_that_is_told_twice_alike_is_one(one_host: FileHost) -> None:
     assert hub.fetch_url(one_host.add("/x.pth", WHOLE, answer)).read_bytes() == WHOLE
 
 
+@pytest.mark.parametrize("length", [b"-5", b"zz", b"", b"x" * 70_000])
+def test_a_chunk_whose_length_makes_no_sense_is_asked_for_again(
+    one_host: FileHost, length: bytes
+) -> None:
+    def answer(handler: Handler, body: bytes) -> None:
+        handler.head(200, Transfer_Encoding="chunked")
+        handler.wfile.write(length + b"\r\n" + body)
+        handler.close_connection = True
+
+    assert hub.fetch_url(one_host.add("/x.pth", WHOLE, answer)).read_bytes() == WHOLE
+
+
 # Hosts that drip.
 
 
