@@ -46,6 +46,20 @@ def home() -> Path:
         ) from error
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder written out that it may begin with.
+
+    Raises:
+        ConfigError: Nobody knows that home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"nobody knows where {os.fspath(path)!r} is ({error}); write the whole path."
+        ) from error
+
+
 def read_document(path: Path, kind: type[T], *, max_bytes: int = DOCUMENT_BYTES) -> T:
     """Read a JSON file into a dataclass.
 

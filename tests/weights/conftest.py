@@ -19,10 +19,10 @@ from checkpoint_files import WRITERS, Tensors
 from loopback import FileHost, LoopbackHub
 
 from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
-from trunkline.weights.files import download
+from trunkline.weights.files import patience as limits
 
 FAST = dataclasses.replace(
-    download.PATIENCE,
+    limits.PATIENCE,
     attempts=3,
     backoff_seconds=0.01,
     connect_seconds=2.0,
@@ -42,7 +42,7 @@ def weights_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "trunkline-home"
     monkeypatch.setenv("TRUNKLINE_HOME", str(home))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(download, "PATIENCE", FAST)
+    monkeypatch.setattr(limits, "PATIENCE", FAST)
     return home
 
 
@@ -95,8 +95,8 @@ def patience(weights_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """Changes how long a host is borne with."""
 
     def change(**values: Any) -> None:
-        new = dataclasses.replace(download.PATIENCE, **values)
-        monkeypatch.setattr(download, "PATIENCE", new)
+        new = dataclasses.replace(limits.PATIENCE, **values)
+        monkeypatch.setattr(limits, "PATIENCE", new)
 
     return change
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
-from loopback import FileHost, Handler, cuts, fails, moved, stalls
+from loopback import FileHost, Handler, cuts, fails, moved, ranged, stalls, whole_checkpoint
 
 from trunkline.errors import (
-    ConfigError,
     WeightsNotFoundError,
 )
 from trunkline.weights import hub
@@ -26,9 +22,10 @@ from trunkline.weights.files import cache
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = whole_checkpoint(1 << 20)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 CHUNK = 1 << 16  # what arrives together or not at all
+NOTES = json.dumps({"etag": f'"{SHA256}"', "total": len(BODY), "sha256": None})
 NAMED = f"/models/tiny-{SHA256[:8]}.pth"
 
 
@@ -74,10 +71,15 @@ def test_cut_off_for_good_is_resumed_by_the_next_run(
     assert half_files() == []
 
 
+UNRELIABLE = [{"ETag": 'W/"weak"'}, {"ETag": "bare"}, {"ETag": '""'}, {"ETag": '"a" "b"'}]
+UNRELIABLE.append({"ETag": "", "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+
+
+@pytest.mark.parametrize("headers", UNRELIABLE, ids=str)
 def test_without_a_reliable_tag_nothing_is_resumed(
-    file_host: FileHost, half_files: Callable[[], list[str]]
+    file_host: FileHost, half_files: Callable[[], list[str]], headers: dict[str, str]
 ) -> None:
-    url = file_host.add(NAMED, BODY, *[cuts(300_000, ETag='W/"weak"')] * 3)
+    url = file_host.add("/x.pth", BODY, *[cuts(300_000, **headers)] * 3)
     with pytest.raises(WeightsNotFoundError, match="cut off"):
         hub.fetch_url(url)
     assert half_files() == []
@@ -85,14 +87,18 @@ def test_without_a_reliable_tag_nothing_is_resumed(
     assert not any("Range" in headers for _, _, headers in file_host.requests)
 
 
-def test_a_file_that_changed_meanwhile_is_not_glued_together(file_host: FileHost) -> None:
-    new = b"new" * 100_000
+@pytest.mark.parametrize("headers", UNRELIABLE, ids=str)
+def test_a_known_hash_is_a_reason_to_resume_without_a_tag(
+    file_host: FileHost, headers: dict[str, str]
+) -> None:
+    url = file_host.add(NAMED, BODY, cuts(300_000, **headers), ranged(**headers))
+    assert hub.fetch_url(url).read_bytes() == BODY
+    again = file_host.requests[1][2]
+    assert (again["Range"], "If-Range" in again) == ("bytes=262144-", False)
 
-    def ignores_if_range(handler: Handler, body: bytes) -> None:
-        etag = f'"{hashlib.sha256(body).hexdigest()}"'
-        start = int(handler.headers["Range"][6:-1])
-        reach = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        handler.reply(206, body[start:], ETag=etag, Content_Range=reach)
+
+def test_a_file_that_changed_meanwhile_is_not_glued_together(file_host: FileHost) -> None:
+    new = whole_checkpoint(300_000)
 
     url = file_host.add("/plain.pth", BODY, cuts(100_000))
     old = file_host.script["/plain.pth"].pop()
@@ -101,7 +107,7 @@ def test_a_file_that_changed_meanwhile_is_not_glued_together(file_host: FileHost
         old(handler, body)
         file_host.files["/plain.pth"] = new
 
-    file_host.script["/plain.pth"] = [cut_then_change, ignores_if_range]
+    file_host.script["/plain.pth"] = [cut_then_change, ranged()]
     assert hub.fetch_url(url).read_bytes() == new
 
 
@@ -111,7 +117,7 @@ def test_a_spoiled_beginning_is_thrown_away_once(file_host: FileHost, weights_ho
     part = cache.part_of(path)
     part.parent.mkdir(parents=True)
     part.write_bytes(b"\0" * 5000)  # what a power cut leaves
-    part.with_name(part.name + ".json").write_text(json.dumps({"validator": f'"{SHA256}"'}))
+    part.with_name(part.name + ".json").write_text(NOTES)
     assert hub.fetch_url(url).read_bytes() == BODY
     assert file_host.count(NAMED) == 2
 
@@ -123,7 +129,7 @@ def test_a_beginning_longer_than_the_file_is_thrown_away(
     part = cache.part_of(weights_home / "weights" / cache.relative_place(url))
     part.parent.mkdir(parents=True)
     part.write_bytes(BODY + b"more")
-    part.with_name(part.name + ".json").write_text(json.dumps({"validator": f'"{SHA256}"'}))
+    part.with_name(part.name + ".json").write_text(NOTES)
     assert hub.fetch_url(url).read_bytes() == BODY
 
 
@@ -211,26 +217,6 @@ def test_a_redirect_is_followed(file_host: FileHost) -> None:
     assert path.name == NAMED.rpartition("/")[2]
 
 
-def test_redirects_in_circles_end(file_host: FileHost) -> None:
-    url = file_host.add(NAMED, b"", *[moved(NAMED)] * 40)
-    with pytest.raises(WeightsNotFoundError, match="TooManyRedirects"):
-        hub.fetch_url(url)
-
-
-@pytest.mark.parametrize("to", ["http://127.0.0.1:1/x", "ftp://127.0.0.1/x", "file:///etc/x"])
-def test_a_redirect_away_from_https_is_refused(monkeypatch: pytest.MonkeyPatch, to: str) -> None:
-    def send(_: Any, request: requests.PreparedRequest, **__: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code, response.url = 302, str(request.url)
-        response.headers["Location"] = to
-        response.request, response.raw = request, io.BytesIO()
-        return response
-
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
-    with pytest.raises(WeightsNotFoundError, match=f"refused: redirects from https to {to}"):
-        hub.fetch_url("https://127.0.0.1/x.pth")
-
-
 def test_nobody_at_the_door() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -243,9 +229,10 @@ def test_a_login_page_is_not_a_file(
     file_host: FileHost, cached_files: Callable[[], list[str]]
 ) -> None:
     def page(handler: Handler, _: bytes) -> None:
-        handler.reply(200, b"<html>", Content_Type="text/html; charset=utf-8")
+        handler.reply(200, b"<!DOCTYPE html>\n<title lang=en>Log\n in</title>")
 
-    with pytest.raises(WeightsNotFoundError, match="answered with a web page"):
+    said = r"answered with an HTML page titled 'Log in', not with a file; is there a login"
+    with pytest.raises(WeightsNotFoundError, match=said):
         hub.fetch_url(file_host.add("/x.pth", BODY, page))
     assert cached_files() == []
 
@@ -270,9 +257,3 @@ def test_a_url_is_shown_without_its_secrets(file_host: FileHost) -> None:
     with pytest.raises(WeightsNotFoundError, match=r"gone.pth") as caught:
         hub.fetch_url(url)
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("url", ["ftp://host/x.pth", "/models/x.pth", "https://", ""])
-def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="begins with https://, http:// or hf://"):
-        hub.fetch_url(url)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loopback import FileHost, LoopbackHub
+from loopback import FileHost, LoopbackHub, whole_checkpoint
 
 from trunkline.errors import (
     IntegrityError,
@@ -23,7 +23,7 @@ from trunkline.weights.files import cache, folder
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = whole_checkpoint(1 << 20)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NAMED = f"/models/tiny-{SHA256[:8]}.pth"
 
@@ -236,7 +236,9 @@ def test_verify_asks_names_and_the_catalog(weights_home: Path) -> None:
     }
 
 
-def test_verify_of_nothing() -> None:
+def test_verify_of_nothing(monkeypatch: pytest.MonkeyPatch, walled: Path) -> None:
+    assert hub.verify() == []
+    monkeypatch.setenv("TRUNKLINE_HOME", str(walled))
     assert hub.verify() == []
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from loopback import FileHost, fails
+from loopback import FileHost, fails, whole_checkpoint
 
 from trunkline import files
 from trunkline.errors import (
@@ -24,8 +24,9 @@ from trunkline.weights.files.places import TypedPlace
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = whole_checkpoint(1 << 20)
 SHA256 = hashlib.sha256(BODY).hexdigest()
+REPLACED = whole_checkpoint(256)
 NAMED = f"/models/tiny-{SHA256[:8]}.pth"
 
 
@@ -66,7 +67,7 @@ def test_no_address_leads_out_of_the_cache(weights_home: Path, url: str) -> None
 
 
 def test_no_name_is_one_of_the_caches_own() -> None:
-    relative = cache.relative_place("https://.locks/.x.pth.sha256.json")
+    relative = cache.relative_place("https://h.org/.locks/.x.pth.sha256.json")
     assert not any(part.startswith(".") for part in relative.parts)
 
 
@@ -167,12 +168,12 @@ def test_another_file_than_at_first_sight_is_refused(
     url = file_host.add("/x.pth", BODY)
     path = hub.fetch_url(url)
     path.unlink()
-    file_host.add("/x.pth", b"replaced")
+    file_host.add("/x.pth", REPLACED)
     with pytest.raises(IntegrityError, match=r"If a change was meant, delete .*sha256.json"):
         hub.fetch_url(url)
     assert cached_files() == []
     cache.record_file(path).unlink()
-    assert hub.fetch_url(url).read_bytes() == b"replaced"
+    assert hub.fetch_url(url).read_bytes() == REPLACED
 
 
 def test_the_catalogs_hash_outweighs_an_old_record(file_host: FileHost) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import FileHost, Handler, LoopbackHub, stalls
+from loopback import FileHost, Handler, LoopbackHub, stalls, whole_checkpoint
 
 from trunkline.errors import (
     OutputError,
@@ -25,7 +25,7 @@ from trunkline.weights.files import cache, download
 
 pytestmark = pytest.mark.usefixtures("weights_home")
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+BODY = whole_checkpoint(1 << 20)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NAMED = f"/models/tiny-{SHA256[:8]}.pth"
 
@@ -35,8 +35,8 @@ NAMED = f"/models/tiny-{SHA256[:8]}.pth"
 CHILD = """
 import dataclasses, sys
 from trunkline.weights import hub
-from trunkline.weights.files import download
-download.PATIENCE = dataclasses.replace(download.PATIENCE, backoff_seconds=0.01, read_seconds=20)
+from trunkline.weights.files import patience
+patience.PATIENCE = dataclasses.replace(patience.PATIENCE, backoff_seconds=0.01, read_seconds=20)
 print(hub.fetch_url(sys.argv[1]) if sys.argv[1].startswith("http") else hub.fetch_hf(sys.argv[1]))
 """
 
@@ -92,7 +92,7 @@ def test_a_process_killed_half_way_leaves_no_harm(
     half_files: Callable[[], list[str]],
     cached_files: Callable[[], list[str]],
 ) -> None:
-    big = BODY * 3
+    big = whole_checkpoint(3 << 20)
     url = file_host.add("/x.pth", big, stalls(2 << 20))
     part = cache.part_of(weights_home / "weights" / cache.relative_place(url))
     killed_half_way(url, lambda: part.is_file() and part.stat().st_size > 0)
@@ -106,7 +106,7 @@ def test_a_process_killed_half_way_on_the_hub(
     half_files: Callable[[], list[str]],
     cached_files: Callable[[], list[str]],
 ) -> None:
-    big = BODY * 3
+    big = whole_checkpoint(3 << 20)
     address = loopback_hub.add_file("o/r", "model.safetensors", big, stalls(2 << 20))
     killed_half_way(address, lambda: loopback_hub.gets("model.safetensors") > 0)
     assert cached_files() == []

@@ -3,7 +3,8 @@
 ``obtain`` looks in this order: the folder that TRUNKLINE_WEIGHTS names, the cache, the Hub's own
 cache, then the places of a checkpoint one after the other. Whatever it returns was hashed just now
 and compared with all that is known of it: the catalog's sha256, the beginning of one in the file's
-name, the Hub's record, or what was noted when the file was first seen.
+name, the Hub's record, or what was noted when the file was first seen. A file of which nothing is
+known is a whole checkpoint when it is first seen, or it is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +12,25 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from trunkline.errors import ConfigError, IntegrityError, OfflineError, WeightsNotFoundError
+from trunkline.errors import (
+    CheckpointError,
+    ConfigError,
+    IntegrityError,
+    OfflineError,
+    WeightsError,
+    WeightsNotFoundError,
+)
 from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, download, folder, huggingface
+from trunkline.weights.files.addresses import shown
 from trunkline.weights.files.cache import Claim
-from trunkline.weights.files.download import PlaceError, Progress, Report
+from trunkline.weights.files.download import Progress, Report
 from trunkline.weights.files.folder import find_named
+from trunkline.weights.files.hosts import Question
+from trunkline.weights.files.patience import PlaceError
 from trunkline.weights.files.places import (
     Candidate,
     Entry,
@@ -30,6 +40,7 @@ from trunkline.weights.files.places import (
     candidates_of,
     suffix,
 )
+from trunkline.weights.files.recognition import looks_like, why_no_checkpoint
 from trunkline.weights.files.verification import FileCheck, verify
 
 __all__ = [
@@ -71,6 +82,8 @@ def fetch(
         WeightsNotFoundError: No place gave it. All are listed, and why.
         OfflineError: It is not here, and the network is switched off.
         IntegrityError: A file that is here, or every copy that came, has another hash.
+        CheckpointError: Nothing is known of a file that is here, or of every copy that came, and it
+            is no whole checkpoint.
         OutputError: The disk does not take it.
         ConfigError: No places, or an address or a hash that is none.
     """
@@ -119,7 +132,7 @@ def obtain(
         return found
     if cache.is_offline():
         raise OfflineError(_offline_text(candidates, name))
-    with cache.one_process(" or ".join(download.shown(one.url) for one in candidates)):
+    with cache.one_process(" or ".join(shown(one.url) for one in candidates)):
         # The process that was waited for may have brought it, from whichever mirror.
         return _in_cache(candidates) or _from_first(by_place, name, progress)
 
@@ -155,14 +168,28 @@ def pull(
     return pulled
 
 
-class _WrongFileError(PlaceError):
-    """A place gave a file, but not the one that it must be."""
+class _RefusedFileError(PlaceError):
+    """A place gave a file that was not kept."""
+
+    error: type[WeightsError]
+
+
+class _WrongFileError(_RefusedFileError):
+    """It has another hash than it must have."""
+
+    error = IntegrityError
+
+
+class _NoCheckpointError(_RefusedFileError):
+    """Nothing is known of it, and it is no whole checkpoint."""
+
+    error = CheckpointError
 
 
 def _in_cache(candidates: Iterable[Candidate]) -> FetchedFile | None:
     candidates = list(candidates)
     for one in candidates:
-        if one.path.is_file():
+        if cache.is_there(one.path):
             record = cache.check(one.path, one.claims, one.url)
             return one.fetched(one.path, record.sha256, one.known_in_full_by or record.known_by)
     hub = (_in_hub_cache(one) for one in candidates if one.on_hub)
@@ -174,7 +201,11 @@ def _in_hub_cache(candidate: Candidate) -> FetchedFile | None:
     if located is None:
         return None
     path, named = located
-    sha256 = sha256_of(path)
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        logger.warning("%s cannot be read, and was not used: %s", path, error)
+        return None
     # Another library's file: if it is not what it must be, it is left alone, not complained about.
     if cache.broken_claim(sha256, [Claim(named, cache.HUB_RECORD), *candidate.claims]):
         logger.warning("%s is not the file that it must be, and was not used", path)
@@ -188,7 +219,7 @@ def _from_first(
     """Ask the places in turn; the first right file is the answer."""
     failures: list[tuple[str, PlaceError]] = []
     for group in by_place:
-        asked = download.shown(group[0].place.url)
+        asked = shown(group[0].place.url)
         try:
             one = _chosen(group)
             report = functools.partial(progress, name or one.file_name) if progress else None
@@ -197,9 +228,11 @@ def _from_first(
             logger.info("%s: %s", asked, error)
             failures.append((asked, error))
     text = _failure_text([one for group in by_place for one in group], name, failures)
-    if all(isinstance(error, _WrongFileError) for _, error in failures):
-        raise IntegrityError(text)
-    raise WeightsNotFoundError(text)
+    kinds = {
+        error.error if isinstance(error, _RefusedFileError) else WeightsNotFoundError
+        for _, error in failures
+    }
+    raise kinds.pop()(text) if len(kinds) == 1 else WeightsNotFoundError(text)
 
 
 def _chosen(group: Sequence[Candidate]) -> Candidate:
@@ -218,31 +251,29 @@ def _download(candidate: Candidate, report: Report | None) -> FetchedFile:
             return found
         with download.disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if candidate.on_hub:
-                return _from_hub(candidate, part, report)
-            return _from_web(candidate, part, report)
+            return _fetched(candidate, part, report)
 
 
-def _from_hub(candidate: Candidate, staging: Path, report: Report | None) -> FetchedFile:
-    address = huggingface.parse(candidate.url)
-    try:
-        file, sha256 = huggingface.fetch(address, staging, report)
-        claims = [Claim(sha256, cache.HUB_RECORD)] if sha256 else []
-        return _accept(candidate, file, [*candidate.claims, *claims])
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _fetched(candidate: Candidate, part: Path, report: Report | None) -> FetchedFile:
+    """Ask a host for a file; a second time if what came may be none of the host's doing.
 
-
-def _from_web(candidate: Candidate, part: Path, report: Report | None) -> FetchedFile:
-    while True:
+    That is a beginning that a crash has spoiled, and a body without a length that was cut off.
+    """
+    hub_file = huggingface.parse(candidate.url) if candidate.on_hub else None
+    question = huggingface.question(hub_file) if hub_file else Question(url=candidate.url)
+    for last in (False, True):
         continued = part.exists()
-        download.download(candidate.url, part, report)
+        told = download.download(question, part, report, proven=bool(candidate.claims))
         try:
-            return _accept(candidate, part, candidate.claims)
-        except _WrongFileError:
+            claims = candidate.claims
+            if hub_file and (sha256 := huggingface.confirmed_hash(told, part)):
+                claims = (*claims, Claim(sha256, cache.HUB_RECORD))
+            return _accept(candidate, part, claims)
+        except PlaceError:
             download.discard(part)
-            if not continued:  # else a beginning that a crash spoiled may be to blame, not the host
+            if last or not (continued or "Content-Length" not in told[-1]):
                 raise
+    raise AssertionError("the second time is the last")
 
 
 def _accept(candidate: Candidate, file: Path, claims: Sequence[Claim]) -> FetchedFile:
@@ -253,11 +284,18 @@ def _accept(candidate: Candidate, file: Path, claims: Sequence[Claim]) -> Fetche
     if noted is not None and candidate.known_in_full_by is None:
         claims = [*claims, Claim(noted.sha256, noted.known_by)]
     if broken := cache.broken_claim(sha256, claims):
+        found = looks_like(file)
+        what = f", and it is {found}" if found else ""
         again = "" if noted is None else f". {cache.accept_change(path)}"
-        raise _WrongFileError(f"{cache.difference(broken, sha256)}; it was deleted{again}")
+        raise _WrongFileError(f"{cache.difference(broken, sha256)}{what}; it was deleted{again}")
+    if not claims and (fault := why_no_checkpoint(file, candidate.file_name)):
+        raise _NoCheckpointError(
+            f"{fault}; it was deleted. What has no known hash is only kept if it is a whole "
+            "checkpoint that can be read; whoever knows the file may give its sha256"
+        )
     download.settle(file, path)
     record = cache.note(path, sha256, claims, candidate.url)
-    logger.info("%s is now %s", download.shown(candidate.url), path)
+    logger.info("%s is now %s", shown(candidate.url), path)
     return candidate.fetched(path, sha256, record.known_by)
 
 
@@ -284,13 +322,13 @@ def _offline_text(candidates: Sequence[Candidate], name: str | None) -> str:
 
 
 def _label(candidates: Sequence[Candidate], name: str | None) -> str:
-    return f"the weights {name}" if name else download.shown(candidates[0].place.url)
+    return f"the weights {name}" if name else shown(candidates[0].place.url)
 
 
 def _by_hand(candidates: Sequence[Candidate], name: str | None) -> str:
     first = candidates[0]
     url = huggingface.web_address(huggingface.parse(first.url)) if first.on_hub else first.url
-    text = f"By hand: download {download.shown(url)} elsewhere and save it as {first.path}"
+    text = f"By hand: download {shown(url)} elsewhere and save it as {first.path}"
     other = f"{name}{suffix(first.file_name)}" if name else first.relative.as_posix()
     where = folder.hand_folder() or f"a folder that {folder.VARIABLE} names"
     return f"{text}, or as {other} in {where}."

@@ -29,6 +29,7 @@ from trunkline.errors import (
     OutputError,
     WeightsNotFoundError,
 )
+from trunkline.files import expanded
 from trunkline.outputs import written_whole
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights import hub
@@ -188,7 +189,7 @@ def _files(source: str) -> tuple[Path, Path]:
             hub.fetch_hf(f"{base}/{CONFIG}{at}{revision}"),
             hub.fetch_hf(f"{base}/{WEIGHTS}{at}{revision}"),
         )
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsNotFoundError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trunkline.errors import WeightsNotFoundError
+from trunkline.files import expanded
 from trunkline.weights import hub
 from trunkline.weights.catalog import Place, WeightEntry, check_license, entries, find
 from trunkline.weights.catalog.entry import spelled
@@ -70,7 +71,7 @@ def locate(
         found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
         return Located(source=text, path=found.path, sha256=found.sha256)
     if not isinstance(source, str) or _is_path(text):
-        path = Path(text).expanduser()
+        path = expanded(text)
         return Located(source=text, path=path, sha256=file_sha256(path))
     if variant is None or (os.sep in text and not _is_tag(variant, text)):
         raise WeightsNotFoundError(

@@ -1,5 +1,7 @@
 """What getting weight files is made of; ``trunkline.weights.hub`` is the way in.
 
-``places`` says what is asked for, ``cache`` and ``folder`` where it lies on this machine,
-``download`` and ``huggingface`` how it comes here, ``verification`` whether it is still the same.
+``places`` says what is asked for, ``cache`` and ``folder`` where it lies on this machine.
+``addresses`` says which hosts may be asked, ``hosts`` asks, ``patience`` ends it; ``download`` and
+``huggingface`` make files of the answers, ``recognition`` tells whether they are checkpoints, and
+``verification`` whether they are still the same.
 """

@@ -21,17 +21,22 @@ import json
 import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Annotated
+from urllib.parse import unquote
 
-from trunkline.errors import ConfigError, IntegrityError, WeightsError
-from trunkline.files import home
+from msgspec import Meta
+
+from trunkline.errors import CheckpointError, IntegrityError, OutputError, WeightsError
+from trunkline.files import DocumentError, home, read_document
 from trunkline.outputs import sha256_of
-from trunkline.weights.files import download, huggingface
+from trunkline.weights.files import addresses, download, huggingface, patience
+from trunkline.weights.files.recognition import why_no_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +46,8 @@ FROM_NAME = "the hash in its name"
 FIRST_SEEN = "recorded when it was first seen"
 HUB_RECORD = "the Hub's record"
 
+_LONGEST = 1000  # characters of a place; systems allow some 4000 for a whole path
+_OWN_NAME = re.compile(r"q=|[0-9a-f]{16}(-|$)")
 _TRUE = frozenset({"1", "on", "true", "yes"})
 # torch.hub's convention: resnet50-0676ba61.pth. A date, resnet50-20220101.pth, is not a hash.
 _HASH_IN_NAME = re.compile(r"-(?!\d+\.)([0-9a-f]{8,64})\.[A-Za-z0-9.]+$")
@@ -63,8 +70,8 @@ class Claim:
 class Record:
     """What is noted beside a cached file when it is first seen."""
 
-    sha256: str
-    size: int
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    size: Annotated[int, Meta(ge=0)]
     source: str
     known_by: str
 
@@ -80,39 +87,48 @@ def is_offline() -> bool:
 
 
 def relative_place(url: str, file_name: str | None = None) -> Path:
-    """Return where a URL's file lies below ``weights``. Two hosts' files never share a place.
+    """Return where a URL's file lies below ``weights``. Two addresses never share a place.
 
     Raises:
-        ConfigError: Neither https://, http:// nor hf://.
+        ConfigError: Neither https://, http:// nor hf://, or one that could be misread.
     """
     if url.startswith(huggingface.SCHEME):
         address = huggingface.parse(url)
-        parts = [*address.repo.split("/"), address.revision, *(address.file or "-").split("/")]
-        return Path("hf", *map(_component, parts))
-    split = urlsplit(url)
-    if split.scheme not in ("https", "http") or not split.hostname:
-        raise ConfigError(
-            f"{url!r} is not an address to get weights from; it begins with https://, http:// or "
-            "hf://. A file on this machine is given by its path."
-        )
-    port = split.port or {"https": 443, "http": 80}[split.scheme]
-    plain = port == 443 and split.hostname != huggingface.SCHEME.removesuffix("://")
-    host = split.hostname if plain else f"{split.hostname}+{port}"
-    parts = [unquote(part) for part in split.path.split("/") if part]
+        names = [*address.repo.split("/"), address.revision, *(address.file or "-").split("/")]
+        return _place("hf", [_component(name) for name in names])
+    split, asked = addresses.split(url), addresses.origin(url)
+    host = _component(asked.host)
+    if asked.scheme == "http":
+        host = f"{host}+{asked.port}"
+    elif asked.port != addresses.DEFAULT_PORTS["https"] or host == "hf":
+        host = f"{host}+https+{asked.port}"
+    names = split.path.removeprefix("/").split("/")
+    parts = [_component(name) for name in names]
     if split.query:  # files?id=1 and files?id=2 differ; a signature is not for file names
-        parts.insert(-1, f"q={hashlib.sha256(split.query.encode()).hexdigest()[:8]}")
-    if file_name and parts[-1:] != [file_name]:
-        parts.append(file_name)
-    return Path(_component(host), *map(_component, parts or ["-"]))
+        parts.insert(-1, f"q={_digits(split.query)}")
+    if file_name and unquote(names[-1]) != file_name:
+        parts.append(_component(file_name))
+    return _place(host, parts)
+
+
+def _place(host: str, parts: list[str]) -> Path:
+    place = Path(host, *parts)
+    return place if len(str(place)) <= _LONGEST else Path(host, _digits("/".join(parts)), parts[-1])
 
 
 def _component(name: str) -> str:
-    """Return a name that is safe on every file system; what had to change gets a hash in front."""
-    safe = re.sub(r"[^A-Za-z0-9._+=-]", "_", name)[-120:]
+    """Return a name that is safe on every file system.
+
+    What has to change gets a hash in front, and so does what looks as if it had one.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._+=-]", "_", unquote(name))[-120:]
     safe = re.sub(r"^\.|\.$", "_", safe)
-    if safe == name:
-        return name
-    return f"{hashlib.sha256(name.encode()).hexdigest()[:8]}-{safe}"
+    same = name and safe == name and not _OWN_NAME.match(name)
+    return name if same else f"{_digits(name)}-{safe}"
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_in_name(file_name: str) -> str | None:
@@ -151,10 +167,11 @@ def check(path: Path, claims: Sequence[Claim], source: str) -> Record:
     A full hash from the caller outweighs what was once recorded; the record is then renewed.
 
     Raises:
-        IntegrityError: It differs, or its record cannot be read.
+        IntegrityError: It differs, or it or its record cannot be read.
+        CheckpointError: Nothing is known of it, and it is no whole checkpoint.
     """
     noted = read_record(path)
-    sha256 = sha256_of(path)
+    sha256 = hashed(path)
     known = list(claims)
     if noted is not None and not any(claim.is_full for claim in claims):
         known.append(Claim(noted.sha256, noted.known_by))
@@ -162,7 +179,58 @@ def check(path: Path, claims: Sequence[Claim], source: str) -> Record:
         raise mismatch(path, broken, sha256, accept_change(path) if noted else "")
     if noted is not None and noted.sha256 == sha256:
         return noted
+    if not known:
+        refuse_at_first_sight(path)
     return note(path, sha256, claims, source)
+
+
+def refuse_at_first_sight(path: Path) -> None:
+    """Refuse a file that was put there, of which nothing is known, if it is no whole checkpoint.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    if fault := why_no_checkpoint(path, path.name):
+        raise CheckpointError(
+            f"{path} was not used and its hash not recorded: {fault}. Delete it, and put a whole "
+            "file there or pull it again."
+        )
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a file is at a place.
+
+    Raises:
+        OutputError: Something is there that is no file, or nobody can say.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be looked at: {error.strerror or error}. Mend that, or choose another "
+            "folder with TRUNKLINE_HOME or TRUNKLINE_WEIGHTS."
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise OutputError(f"{path} is {kind}, where a weights file should lie. Move it away.")
+    return True
+
+
+def hashed(path: Path) -> str:
+    """Hash a file that somebody may have damaged.
+
+    Raises:
+        IntegrityError: It cannot be read.
+    """
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise IntegrityError(
+            f"{path} cannot be read ({error.strerror or error}), and so was not used. Delete it "
+            "and pull it again."
+        ) from error
 
 
 def note(path: Path, sha256: str, claims: Sequence[Claim], source: str) -> Record:
@@ -185,10 +253,10 @@ def read_record(path: Path) -> Record | None:
     """
     file = record_file(path)
     try:
-        return Record(**json.loads(file.read_text(encoding="utf-8")))
+        return read_document(file, Record)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, DocumentError) as error:
         raise IntegrityError(
             f"{file}, the record of {path.name}'s hash, cannot be read ({error}). Delete both files"
             " and pull the weights again."
@@ -238,10 +306,10 @@ def one_process(key: str) -> Iterator[None]:
     lock = FileLock(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=download.PATIENCE.lock_seconds)
+        lock.acquire(timeout=patience.PATIENCE.lock_seconds)
     except Timeout as error:
         raise WeightsError(
-            f"another process has been getting {key} for {download.PATIENCE.lock_seconds:.0f} s; "
+            f"another process has been getting {key} for {patience.PATIENCE.lock_seconds:.0f} s; "
             f"end it, then run this again. Its lock is {lock.lock_file}."
         ) from error
     except OSError as error:

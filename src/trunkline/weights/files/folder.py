@@ -15,11 +15,13 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from trunkline.errors import IntegrityError, OutputError
+from trunkline.files import DOCUMENT_BYTES, expanded
 from trunkline.outputs import sha256_of
 from trunkline.weights.files import cache, download
 from trunkline.weights.files.cache import Claim
@@ -34,9 +36,13 @@ _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 
 
 def hand_folder() -> Path | None:
-    """Return the folder that TRUNKLINE_WEIGHTS names, if it is set."""
+    """Return the folder that TRUNKLINE_WEIGHTS names, if it is set.
+
+    Raises:
+        ConfigError: It begins with the home of a user who has none.
+    """
     named = os.environ.get(VARIABLE)
-    return Path(named).expanduser() if named else None
+    return expanded(named) if named else None
 
 
 def find(candidates: Sequence[Candidate], name: str | None) -> FetchedFile | None:
@@ -53,7 +59,7 @@ def find(candidates: Sequence[Candidate], name: str | None) -> FetchedFile | Non
     if folder is None:
         return None
     for relative, meant in names(candidates, name).items():
-        if (folder / relative).is_file():
+        if cache.is_there(folder / relative):
             return _checked(folder, relative, meant)
     return None
 
@@ -67,7 +73,7 @@ def find_named(names: Sequence[str]) -> FetchedFile | None:
     folder = hand_folder()
     if folder is None:
         return None
-    found = next((name for name in names if (folder / name).is_file()), None)
+    found = next((name for name in names if cache.is_there(folder / name)), None)
     return _checked(folder, found, ()) if found else None
 
 
@@ -91,7 +97,7 @@ def names(candidates: Sequence[Candidate], name: str | None) -> dict[str, list[C
 def _checked(folder: Path, relative: str, meant: Sequence[Candidate]) -> FetchedFile:
     """Hash a file in the folder and compare it with its list and with what is known of it."""
     path = folder / relative
-    sha256 = sha256_of(path)
+    sha256 = cache.hashed(path)
     listed = read_sums(folder).get(relative)
     if listed is not None and listed != sha256:
         meant_so = f"If a change was meant, remove its line from {folder / SUMS}."
@@ -100,6 +106,8 @@ def _checked(folder: Path, relative: str, meant: Sequence[Candidate]) -> Fetched
     fitting = [one for one, claim in zip(meant, broken, strict=True) if claim is None]
     if broken and not fitting:  # mirrors may have hashes of their own; it must be one of them
         raise cache.mismatch(path, next(filter(None, broken)), sha256, "")
+    if listed is None and not any(candidate.claims for candidate in fitting):
+        cache.refuse_at_first_sight(path)
     known_by = next((by for one in fitting if (by := one.known_in_full_by)), None)
     if listed is None and known_by is None:
         try:
@@ -124,6 +132,7 @@ def copy_out(found: FetchedFile, folder: Path, name: str) -> FetchedFile:
         folder.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and sha256_of(target) == found.sha256):
             download.check_room(folder, found.path.stat().st_size)
+            part.unlink(missing_ok=True)  # never through a link
             shutil.copyfile(found.path, part)
             download.settle(part, target)
         add_sum(folder, target.name, found.sha256)
@@ -146,7 +155,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         IntegrityError: A line is not one of ``sha256sum``'s.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        text = _text(folder / SUMS)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
@@ -154,7 +163,7 @@ def read_sums(folder: Path) -> dict[str, str]:
             f"{folder / SUMS} cannot be read: {error}. Write it anew: sha256sum FILES > {SUMS}."
         ) from error
     sums = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.fullmatch(line)
@@ -165,6 +174,15 @@ def read_sums(folder: Path) -> dict[str, str]:
             )
         sums[found[2]] = found[1].lower()
     return sums
+
+
+def _text(path: Path) -> str:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > DOCUMENT_BYTES:
+        raise ValueError(f"it has {found.st_size} bytes, and {DOCUMENT_BYTES} are the most")
+    return path.read_text(encoding="utf-8")
 
 
 def add_sum(folder: Path, name: str, sha256: str) -> None:

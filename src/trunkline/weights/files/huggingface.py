@@ -1,29 +1,47 @@
-"""Files of Hugging Face repositories, through huggingface_hub: ``hf://owner/repo/file@revision``.
+"""Files of Hugging Face repositories: ``hf://owner/repo/file@revision``.
 
-The Hub's own client brings the user's token, HF_ENDPOINT, gated repositories and the Hub's chunk
-store, which downloads in parallel. What it lacks is added around it: the sha256 that the Hub keeps
-of every large file is asked for first, so that it can be checked afterwards.
+huggingface_hub knows the user's token and the cache that other libraries share. The bytes come the
+way of every other host's (``hosts``, ``download``): its own client reads with a timeout for each
+byte alone, unpacks what is sent compressed without a bound, cannot be ended, and has been built on
+three HTTP libraries whose errors differ. The Hub says of a file how long it is and which hash it
+has, on the way to it; both are compared with what comes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
-import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
 from trunkline.errors import ConfigError
-from trunkline.weights.files import download
-from trunkline.weights.files.download import PlaceError, Report
+from trunkline.files import DocumentError, parse_document
+from trunkline.outputs import sha256_of
+from trunkline.weights.files import addresses, hosts
+from trunkline.weights.files.hosts import Question
+from trunkline.weights.files.patience import Deadline, PlaceError
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 USUAL_FILES = ("model.safetensors", "pytorch_model.bin")  # the safe format first
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_OFFICIAL = "https://huggingface.co"
+_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?", re.ASCII)  # the Hub's own rule
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 10
+_LISTING_BYTES = 16 << 20
+_LOGIN = "; then log in with `hf auth login`"
+_MEANINGS = {
+    "GatedRepo": f"agree to its terms on its page{_LOGIN}",
+    "RevisionNotFound": "no such revision",
+    "EntryNotFound": "no such file in the repository",
+    "RepoNotFound": f"no such repository, or a private one{_LOGIN}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +58,16 @@ class HubAddress:
         return f"{SCHEME}{self.repo}{file}{revision}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sibling:
+    rfilename: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repository:
+    siblings: tuple[_Sibling, ...] = ()
+
+
 def parse(address: str) -> HubAddress:
     """Read ``hf://owner/repo[/file][@revision]``; without a revision, ``main`` is meant.
 
@@ -52,7 +80,7 @@ def parse(address: str) -> HubAddress:
     good = address.startswith(SCHEME) and bool(revision) == bool(at)
     good = good and all(_NAME.fullmatch(part) for part in (owner, repo))
     parts = [*(file.split("/") if file else ()), *(revision.split("/") if at else ())]
-    good = good and not {"", ".", ".."}.intersection(parts)
+    good = good and not {"", ".", ".."}.intersection(parts) and address.isprintable()
     if not good:
         raise ConfigError(
             f"{address!r} is no address on the Hub; write hf://OWNER/REPO, hf://OWNER/REPO/FILE, or"
@@ -70,9 +98,13 @@ def candidates(address: HubAddress) -> tuple[HubAddress, ...]:
 
 def web_address(address: HubAddress) -> str:
     """Return where a browser gets the file."""
-    endpoint = _endpoint() or "https://huggingface.co"
-    revision = address.revision.replace("/", "%2F")
-    return f"{endpoint}/{address.repo}/resolve/{revision}/{address.file}"
+    revision, file = quote(address.revision, safe=""), quote(address.file or "")
+    return f"{_endpoint()}/{address.repo}/resolve/{revision}/{file}"
+
+
+def question(address: HubAddress) -> Question:
+    """Return how the Hub is asked for a file."""
+    return Question(url=web_address(address), token=_token(), explain=_meaning)
 
 
 def choose_file(address: HubAddress) -> HubAddress:
@@ -83,22 +115,11 @@ def choose_file(address: HubAddress) -> HubAddress:
     """
     if address.file is not None:
         return address
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=_endpoint(), library_name="trunkline")
-
-    def ask() -> list[str]:
-        try:
-            info = api.model_info(
-                address.repo,
-                revision=address.revision,
-                timeout=download.PATIENCE.connect_seconds,
-            )
-        except Exception as error:  # the class depends on the HTTP library that the Hub's uses
-            raise _explained(error) from error
-        return sorted(file.rfilename for file in info.siblings or ())
-
-    files = download.persist(ask)
+    revision = quote(address.revision, safe="")
+    url = f"{_endpoint()}/api/models/{address.repo}/revision/{revision}"
+    deadline = Deadline()
+    asked = Question(url=url, token=_token(), explain=_meaning)
+    files = hosts.persist(lambda: _listed(asked, deadline), deadline)
     for name in USUAL_FILES:
         if name in files:
             return replace(address, file=name)
@@ -109,21 +130,32 @@ def choose_file(address: HubAddress) -> HubAddress:
     )
 
 
-def fetch(address: HubAddress, staging: Path, report: Report | None) -> tuple[Path, str | None]:
-    """Download a file into a folder of its own.
+def confirmed_hash(told: Iterable[Mapping[str, str]], file: Path) -> str | None:
+    """Return the sha256 that the Hub keeps of a file that has come; None if it keeps none.
 
-    Returns:
-        The file, and the sha256 that the Hub keeps of it; None for small files, which it keeps in
-        git.
+    Large files are known by their sha256. Small ones are kept in git, which has a hash of its own:
+    of a file that has it, the sha256 is returned. Mirrors put other things into the same header,
+    which prove nothing either way.
+
+    Args:
+        told: The headers of the answers that led to it.
+        file: What came.
 
     Raises:
-        PlaceError: The Hub does not give the file.
-        OutputError: The disk does not take it.
+        PlaceError: It has another length than the Hub says.
     """
-    shutil.rmtree(staging, ignore_errors=True)  # what a killed run left cannot be continued
-    with download.disk_errors(staging.parent):
-        staging.mkdir(parents=True)
-        return download.persist(lambda: _attempt(address, staging, report))
+    size = tag = None
+    for headers in told:
+        if "X-Repo-Commit" in headers or "X-Linked-ETag" in headers:  # the Hub, not its storage
+            size = headers.get("X-Linked-Size", size)
+            tag = headers.get("X-Linked-ETag") or headers.get("ETag") or tag
+    tag = (tag or "").removeprefix("W/").strip('"')
+    if _SHA256.fullmatch(tag):
+        return tag
+    length = file.stat().st_size
+    if size is not None and size != str(length):
+        raise PlaceError(f"cut off at {length} of {size} bytes")
+    return sha256_of(file) if tag == _git_hash(file) else None
 
 
 def in_hub_cache(address: HubAddress) -> tuple[Path, str] | None:
@@ -131,110 +163,67 @@ def in_hub_cache(address: HubAddress) -> tuple[Path, str] | None:
 
     Only files that are named after their sha256 there: of the others nothing vouches.
     """
+    _endpoint()  # the library parses it at its import, with errors of its own
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(
-        address.repo,
-        address.file or "",
-        cache_dir=os.environ.get("HF_HUB_CACHE"),  # huggingface_hub reads it once, at its import
-        revision=address.revision,
-    )
+    try:
+        found = try_to_load_from_cache(
+            address.repo,
+            address.file or "",
+            cache_dir=os.environ.get("HF_HUB_CACHE"),  # the library reads it once, at its import
+            revision=address.revision,
+        )
+    except (OSError, ValueError) as error:  # also a ref that is no text
+        logger.warning("the Hub's own cache cannot be read: %s", error)
+        return None
     if not isinstance(found, str):
         return None
     blob = Path(found).resolve()
     return (blob, blob.name) if _SHA256.fullmatch(blob.name) else None
 
 
-def _attempt(address: HubAddress, staging: Path, report: Report | None) -> tuple[Path, str | None]:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    file = address.file or ""
-    endpoint = _endpoint()
-    seconds = download.PATIENCE.connect_seconds
+def _listed(asked: Question, deadline: Deadline) -> list[str]:
+    """Return the names of a repository's files."""
+    with hosts.asked(asked, deadline) as answer:
+        content = b""
+        for piece in answer.pieces():
+            content += piece
+            if len(content) > _LISTING_BYTES:
+                raise PlaceError(f"refused: its list of files has over {_LISTING_BYTES} bytes")
+    if answer.length is not None and len(content) < answer.length:
+        raise PlaceError(f"cut off at {len(content)} of {answer.length} bytes", transient=True)
     try:
-        url = hf_hub_url(address.repo, file, revision=address.revision, endpoint=endpoint)
-        about = get_hf_file_metadata(url, timeout=seconds, endpoint=endpoint, token=_token())
-        if about.size is not None:
-            download.check_room(staging, about.size)
-        path = hf_hub_download(
-            address.repo,
-            file,
-            revision=about.commit_hash or address.revision,  # the file that was asked about
-            local_dir=staging,
-            endpoint=endpoint,
-            etag_timeout=seconds,
-            library_name="trunkline",
-            tqdm_class=_bar(report),
+        found = parse_document(content, _Repository)
+    except DocumentError as error:
+        raise PlaceError(f"answered with something that lists no files ({error})") from error
+    return sorted(file.rfilename for file in found.siblings)
+
+
+def _endpoint() -> str:
+    """Return HF_ENDPOINT as it is now; huggingface_hub reads it once, at its import."""
+    named = os.environ.get("HF_ENDPOINT") or _OFFICIAL
+    if fault := addresses.why_not(named):
+        raise ConfigError(
+            f"HF_ENDPOINT is {addresses.shown(named)!r}, which is no address ({fault}); unset it, "
+            f"or write one such as {_OFFICIAL}."
         )
-    except Exception as error:  # the class depends on the HTTP library that the Hub's client uses
-        if isinstance(error, OSError) and download.is_disk_error(error):
-            raise
-        raise _explained(error) from error
-    got = Path(path).stat().st_size
-    if about.size is not None and got != about.size:
-        raise PlaceError(f"cut off at {got} of {about.size} bytes", transient=True)
-    return Path(path), about.etag if about.etag and _SHA256.fullmatch(about.etag) else None
-
-
-def _endpoint() -> str | None:
-    """HF_ENDPOINT as it is now; huggingface_hub reads it once, at its import."""
-    return os.environ.get("HF_ENDPOINT") or None
+    return named.rstrip("/")
 
 
 def _token() -> str | None:
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
 
-    return get_token()
-
-
-def _explained(error: Exception) -> PlaceError:
-    from huggingface_hub import errors
-
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    if status is not None:
-        reason = f"HTTP {status}"
-        if isinstance(error, errors.GatedRepoError):
-            reason += ": agree to its terms on its page, then log in with `hf auth login`"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason += ": no such revision"
-        elif isinstance(error, errors.EntryNotFoundError):
-            reason += ": no such file in the repository"
-        elif isinstance(error, errors.RepositoryNotFoundError):
-            reason += ": no such repository, or a private one; then log in with `hf auth login`"
-        headers = getattr(response, "headers", {})
-        return download.status_error(status, reason, headers.get("Retry-After"))
-    if isinstance(error, errors.HFValidationError | errors.FileMetadataError):
-        return PlaceError(str(error).splitlines()[0])
-    if "timeout" in type(error).__name__.lower():
-        return PlaceError("timed out", transient=True)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return PlaceError("huggingface_hub was imported while HF_HUB_OFFLINE was set")
-    return PlaceError(f"no connection ({type(error).__name__})", transient=True)
+    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
 
-def _bar(report: Report | None) -> type:
-    """Return a stand-in for tqdm, by its methods, that draws nothing and reports."""
+def _meaning(status: int, headers: Mapping[str, str]) -> str:
+    """Say what the Hub means by a status."""
+    code = headers.get("X-Error-Code") or ("RepoNotFound" if status == 401 else "")
+    return _MEANINGS.get(code) or headers.get("X-Error-Message", "")[:200]
 
-    class Bar:
-        def __init__(self, *_: Any, total: int | None = None, initial: int = 0, **__: Any) -> None:
-            self.n, self.total = initial, total
 
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += int(n or 0)
-            if report is not None and self.n > 0:
-                report(self.n, self.total)
-
-        def ignore(self, *_: Any, **__: Any) -> None:
-            return
-
-        # The Hub's chunk store also counts what went over the wire, which is not the file's size.
-        update_transfer = set_transfer_postfix_str = set_postfix_str = refresh = close = ignore
-
-    return Bar
+def _git_hash(file: Path) -> str:
+    content = file.read_bytes() if file.stat().st_size < _LISTING_BYTES else b""
+    digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ class FileCheck:
 
     Attributes:
         path: The file.
-        state: ``ok``; ``changed``: it is not what it must be; ``missing``: SHA256SUMS lists it, but
-            it is gone; ``unknown``: nothing says what it must be.
-        sha256: What it has now; None if it is missing.
+        state: ``ok``; ``changed``: it is not what it must be, or cannot be read; ``missing``:
+            SHA256SUMS lists it, but it is gone; ``unknown``: nothing says what it must be.
+        sha256: What it has now; None if it is missing or cannot be read.
         expected: What it must have, or the beginning of that; None if nobody knows.
-        known_by: How that is known.
+        known_by: How that is known; why it cannot be read, where that is so.
     """
 
     path: Path
@@ -54,9 +55,24 @@ def verify(places: Iterable[Place] = ()) -> list[FileCheck]:
 
 
 def _files(root: Path) -> list[Path]:
-    """Return all files below a folder, without what begins with a dot: notes, locks, halves."""
-    found = []
-    for base, folders, files in os.walk(root):
+    """Return all files below a folder, without what begins with a dot: notes, locks, halves.
+
+    Links to folders are followed, to each folder once. A folder that cannot be listed is returned
+    as if it were a file, so that it is said.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def unlisted(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            found.append(Path(error.filename or root))
+
+    for base, folders, files in os.walk(root, onerror=unlisted, followlinks=True):
+        here = os.stat(base)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(base, name) for name in files if not name.startswith(".")]
     return sorted(found)
@@ -69,9 +85,7 @@ def _cached(path: Path, claims: Iterable[Claim]) -> FileCheck:
     try:
         noted = cache.read_record(path)
     except IntegrityError:
-        return FileCheck(
-            path=path, state="changed", sha256=None, expected=None, known_by="an unreadable record"
-        )
+        return _unreadable(path, "an unreadable record")
     if noted is not None and not any(claim.is_full for claim in known):
         known.insert(0, Claim(noted.sha256, noted.known_by))
     return _compared(path, known)
@@ -96,7 +110,12 @@ def _listed(by_hand: Path) -> Iterator[FileCheck]:
 
 
 def _compared(path: Path, known: list[Claim]) -> FileCheck:
-    sha256 = sha256_of(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be read for ever
+            return _unreadable(path, "no regular file")
+        sha256 = sha256_of(path)
+    except OSError as error:
+        return _unreadable(path, f"cannot be read: {error.strerror or error}")
     broken = cache.broken_claim(sha256, known)
     claim = broken or next(iter(known), None)
     return FileCheck(
@@ -106,3 +125,7 @@ def _compared(path: Path, known: list[Claim]) -> FileCheck:
         expected=claim.digits if claim else None,
         known_by=claim.known_by if claim else None,
     )
+
+
+def _unreadable(path: Path, why: str) -> FileCheck:
+    return FileCheck(path=path, state="changed", sha256=None, expected=None, known_by=why)
