@@ -32,11 +32,9 @@ import numpy as np
 from PIL import Image
 from store_files import data_files
 
-from trunkline.extraction.memory import locked
 from trunkline.runtimes.optional import require
 
 SIDE = 32  # pixels of what the network gets
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at; Linux keeps segments there
 _GIVE_UP_SECONDS = 120.0
 
 
@@ -154,11 +152,6 @@ def leftovers(out: Path) -> list[str]:
     return sorted({str(path.relative_to(home.parent)) for path in aside})
 
 
-def pieces() -> dict[str, int]:
-    """Return the shared memory of all runs of this machine: names and inodes; Linux only."""
-    return {one.name: one.stat().st_ino for one in _SHARED_MEMORY.glob("trunkline-*")}
-
-
 def kill(process: subprocess.Popen[str], *, group: bool) -> None:
     """Kill a run and wait until nothing of it lives.
 
@@ -239,7 +232,7 @@ class Trial:
         Raises:
             SystemExit: Something differs, was left behind, or lives on.
         """
-        began, before = time.monotonic(), pieces()
+        began = time.monotonic()
         whole = self._folder / f"whole.{self._suffix}"
         report = finish(self._command(whole))
         self._start_seconds = float(str(report["first_seconds"])) + 1.0
@@ -253,7 +246,6 @@ class Trial:
             self._compare(out, expected)
             same_rows(whole, out)
             stores += 1
-            self._check_memory(out, before)
         return Summary(
             kills=len(self._resumed_with),
             group_kills=self._groups,
@@ -292,16 +284,6 @@ class Trial:
         self._resumed_with.append(done_shards(out))
         return True
 
-    def _check_memory(self, out: Path, before: dict[str, int]) -> None:
-        """Make sure that the next run frees what killed ones could not; others have theirs."""
-        old = [_SHARED_MEMORY / name for name in pieces() if name not in before]
-        for path in old:
-            os.utime(path, (0, 0))  # what is new is not touched, its owner may be at work
-        report = finish(self._command(out))
-        check(report["images"] == 0, f"a finished store was computed again: {report}")
-        left = [path.name for path in old if path.exists() and not is_owned(path)]
-        check(not left, f"shared memory is left: {left}")
-
     def _compare(self, out: Path, expected: dict[str, str]) -> None:
         found = data_files(out)
         differing = sorted(
@@ -310,17 +292,6 @@ class Trial:
         check(not differing, f"{out} differs from an unbroken run in {differing[:5]}")
         left = leftovers(out)
         check(not left, f"left behind: {left[:5]}")
-
-
-def is_owned(piece: Path) -> bool:
-    """Say whether a process lives that holds a piece of shared memory: other tests have theirs."""
-    try:
-        lock = locked(piece)
-    except FileNotFoundError:  # its owner has freed it meanwhile
-        return True
-    if lock is not None:
-        os.close(lock)
-    return lock is None
 
 
 def same_rows(one: Path, other: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from kill_and_resume import write_photos
 
-from trunkline.extraction.decoding import Decoders, Decoding, decode_item
+from trunkline.extraction.decoders import Decoders
+from trunkline.extraction.decoding import Decoding, decode_item
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import list_items, source_of
 from trunkline.images import decode_photo, pixels

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trunkline.extraction.decoding import Batch, Decoded, failed_row
+from trunkline.extraction.decoders import Batch
+from trunkline.extraction.decoding import Decoded, failed_row
 from trunkline.extraction.pipeline import Finished, Pipeline, Seconds, Work
 from trunkline.extraction.records import Column, Item, Row, Schema
 

@@ -7,8 +7,6 @@ import hashlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +35,6 @@ from trunkline import Backbone, deploy
 from trunkline.errors import OutputError
 from trunkline.extraction import durable
 from trunkline.extraction.extracting import extract
-from trunkline.extraction.memory import Piece, free_abandoned
 from trunkline.extraction.parquet_files import ParquetFiles, TableWriter
 from trunkline.extraction.reports import ExtractReport
 from trunkline.extraction.store import Store
@@ -45,8 +42,6 @@ from trunkline.preprocessing import IMAGENET
 
 COUNT = 12
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
-linux = pytest.mark.skipif(sys.platform != "linux", reason="has no folder of shared memory")
 
 
 @pytest.fixture
@@ -306,33 +301,3 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     trial = Trial(tmp_path, seed=0, images=60, shard_size=7, zarr=False)
     summary = trial.run(3)
     assert (summary.kills, summary.rows, summary.failed) == (3, 60, 1)
-
-
-@linux
-def test_memory_of_the_dead_is_freed() -> None:
-    text = (
-        "import os, signal\n"
-        "from trunkline.extraction.memory import Piece\n"
-        "print(Piece(100).memory.name, flush=True)\n"
-        "os.killpg(0, signal.SIGKILL)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == -signal.SIGKILL
-    dead, mine = SHARED_MEMORY / done.stdout.strip(), Piece(100)
-    living_piece = SHARED_MEMORY / mine.memory.name
-    free_abandoned()
-    assert dead.exists()  # its owner might be about to lock it
-    for path in (dead, living_piece):
-        os.utime(path, (0, 0))
-    free_abandoned()
-    assert not dead.exists()
-    assert living_piece.exists()
-    mine.free()
-    assert not living_piece.exists()

@@ -1,57 +1,54 @@
 """Files that outlive a crash: written aside under a name that tells whose, synced, renamed.
 
 A rename within one file system is the only step that others see, and it comes after the bytes are
-on the disk. What a dead process left aside is known by its name and can be removed by any other.
+on the disk. What a dead process left aside is known by its name and removed by the next one.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
 from trunkline.errors import OutputError
+from trunkline.extraction.owners import done_with, owned_name, remove_abandoned
 from trunkline.outputs import sha256_of
-
-# Two processes of the same number on one host (a container's first is always 1) still differ.
-_RUN = secrets.token_hex(4)
-_ASIDE = re.compile(r"(?P<name>.+)~(?P<host>[^~]+)~(?P<pid>\d+)~(?P<run>[0-9a-f]{8})")
 
 
 def aside(scratch: Path, name: str) -> Path:
-    """Return where this process writes a file that shall be called ``name``.
+    """Return where this process writes a file that shall be called ``name``, each time another.
 
     Args:
-        scratch: A folder on the file system of the target.
+        scratch: A folder on the file system of the target; made if it is missing.
         name: Of the finished file, without folders.
 
     Returns:
-        ``scratch/name~host~pid~run``.
+        A path in ``scratch`` by which others can tell whether this process lives, see ``owners``;
+        until it is given to ``put_in_place`` or ``remove``.
+
+    Raises:
+        OutputError: ``scratch`` cannot be written to.
     """
-    return scratch / f"{name}~{_host()}~{os.getpid()}~{_RUN}"
+    with writing(scratch):
+        return scratch / owned_name(scratch, name)
 
 
 def remove_leftovers(scratch: Path) -> None:
-    """Remove what processes of this host that have ended left in ``scratch``.
+    """Remove what processes that have ended left in ``scratch``.
 
     Args:
-        scratch: The folder given to ``aside``; it may be missing. What processes of other hosts
-            wrote stays: nobody here can tell whether they live.
+        scratch: The folder given to ``aside``; it may be missing. What may belong to a process
+            that lives stays, and so does what cannot be removed.
 
     Raises:
-        OutputError: The disk refused it.
+        OutputError: The folder cannot be listed.
     """
     with writing(scratch):
-        for path in sorted(scratch.iterdir()) if scratch.is_dir() else ():
-            parts = _ASIDE.fullmatch(path.name)
-            if parts and parts["host"] == _host() and not _lives(int(parts["pid"]), parts["run"]):
-                remove(path)
+        if scratch.is_dir():
+            remove_abandoned(scratch, remove)
 
 
 def sync(path: Path) -> None:
@@ -85,6 +82,7 @@ def put_in_place(written: Path, target: Path) -> None:
     """
     sync(written)
     written.replace(target)
+    done_with(written)
     sync(target.parent)
 
 
@@ -190,23 +188,4 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _host() -> str:
-    """Return this machine's name as part of a file's name."""
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())
-
-
-def _lives(pid: int, run: str) -> bool:
-    """Say whether a process of this host that called itself ``run`` may still be at work."""
-    if pid == os.getpid():
-        return run == _RUN
-    if os.name == "nt":  # there, the question below would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
+    done_with(path)

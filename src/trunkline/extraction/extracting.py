@@ -10,11 +10,12 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from trunkline.errors import ConfigError, TrunklineError
+from trunkline.errors import ConfigError
 from trunkline.extraction.asked import Asked, preprocessing_for
 from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import format_of
-from trunkline.extraction.jobs import open_job
+from trunkline.extraction.jobs import continued, open_job
+from trunkline.extraction.listing import Listing
 from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, Manifest
 from trunkline.extraction.places import check_apart, store_at
 from trunkline.extraction.plan import Plan
@@ -119,7 +120,9 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         SourceError: The source cannot be listed, or has no images.
         StoreError: ``out`` belongs to another job, is damaged, or holds what extract did not write.
         UntrustedError: ``out`` was begun elsewhere, with a runner that could run code.
-        OutputError: ``out`` cannot be written; finished shards stay.
+        OutputError: ``out`` cannot be written; finished shards stay. Nothing is written where none
+            is missing.
+        ExtractionError: The network fails on any image, or processes that decode cannot live.
         TooManyFailuresError: More than ``max_errors`` images failed; finished shards stay.
         NotInstalledError: ``pip install "trunkline[extract]"`` was not run.
         DeploymentError: As ``deploy``.
@@ -172,6 +175,9 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         began=began,
         trust=trust,
     )
+    report = run.finished(retry_failed=retry_failed)
+    if report is not None:
+        return report
     if engine == "ray":
         return run.on_ray(ray_address, retry_failed=retry_failed)
     return run.here(retry_failed=retry_failed)
@@ -263,30 +269,24 @@ class _Run:
         manifest, computing = open_job(self._asked, self._store, self._threads, trust=self._trust)
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
-        session = Session(
-            self._store,
-            manifest,
-            computing,
-            plan,
-            workers=self._workers,
-            timeout_seconds=self._timeout,
-            stopping=self._stopping,
-            began=self._began,
-            max_errors=self._max_errors,
-            progress=lambda tally: self._tell(plan, tally),
-        )
-        ended = threading.Event()
-        lister = threading.Thread(target=self._list_ahead, args=(plan, ended), daemon=True)
-        lister.start()
-        try:
-            with closing(session):
+        with self._store.owned():
+            session = Session(
+                self._store,
+                manifest,
+                computing,
+                plan,
+                workers=self._workers,
+                timeout_seconds=self._timeout,
+                stopping=self._stopping,
+                began=self._began,
+                max_errors=self._max_errors,
+                progress=lambda tally: self._tell(plan, tally),
+            )
+            with Listing(plan, self._stopping) as listing, closing(session):
                 if retry_failed:
                     session.retry(self._failed_shards())
-                session.compute(self._mine(plan))
-        finally:
-            ended.set()
-            lister.join()
-        return self._report(manifest, plan, session.tally, before)
+                session.compute(self._mine(listing))
+            return self._report(manifest, plan, session.tally, before)
 
     def on_ray(self, address: str | None, *, retry_failed: bool) -> ExtractReport:
         """Compute on a cluster."""
@@ -295,36 +295,42 @@ class _Run:
         manifest, _ = open_job(self._asked, self._store, self._threads, trust=self._trust)
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
-        tally = compute_on_ray(
-            self._store,
-            self._mine(plan),
-            retry=self._failed_shards() if retry_failed else [],
-            address=address,
-            threads=self._threads,
-            workers=self._workers,
-            timeout_seconds=self._timeout,
-            max_errors=self._max_errors,
-            stopping=self._stopping,
-            progress=lambda tally: self._tell(plan, tally),
-            trust=self._trust,
-        )
-        return self._report(manifest, plan, tally, before)
+        with self._store.owned(), Listing(plan, self._stopping) as listing:
+            tally = compute_on_ray(
+                self._store,
+                self._mine(listing),
+                retry=self._failed_shards() if retry_failed else [],
+                address=address,
+                threads=self._threads,
+                workers=self._workers,
+                timeout_seconds=self._timeout,
+                max_errors=self._max_errors,
+                stopping=self._stopping,
+                progress=lambda tally: self._tell(plan, tally),
+                trust=self._trust,
+            )
+            return self._report(manifest, plan, tally, before)
 
-    def _list_ahead(self, plan: Plan, ended: threading.Event) -> None:
-        """List the source to its end while it is being computed, so that the total is known."""
-        try:
-            while not (self._stopping.is_set() or ended.is_set()) and plan.extend():
-                pass
-        except TrunklineError:
-            return  # whoever computes meets the same error where it reaches that shard
+    def finished(self, *, retry_failed: bool) -> ExtractReport | None:
+        """Return the report of a store that lacks nothing, None of any other.
 
-    def _mine(self, plan: Plan) -> Iterator[int]:
+        Nothing is started, nor written: the store may be one that cannot be written to.
+        """
+        if not self._store.begun:
+            return None
+        plan = self._store.plan(self._store.manifest())
+        counts = plan.counts()
+        if not counts.complete or len(self._store.done()) < counts.shards:
+            return None
+        if retry_failed and self._failed_shards():
+            return None
+        manifest = continued(self._asked, self._store)
+        self._store.clean()
+        return self._report(manifest, plan, Tally(), self._done_before(plan))
+
+    def _mine(self, listing: Listing) -> Iterator[int]:
         part, parts = self._shard
-        for number in plan.shards():
-            if self._stopping.is_set():
-                return
-            if number % parts == part:
-                yield number
+        return (number for number in listing.shards() if number % parts == part)
 
     def _failed_shards(self) -> list[int]:
         part, parts = self._shard

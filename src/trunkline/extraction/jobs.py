@@ -134,11 +134,9 @@ def open_job(
     store.format_for(asked.layout, schema)  # refuses what it cannot hold before any work is done
     check_place(store)
     store.create_folders()
-    with store.setup_lock():
+    with store.owned(), store.setup_lock():
         if store.begun:
-            manifest = store.manifest()
-            _check_same(asked, manifest, store)
-            check_continued(store, manifest)
+            manifest = continued(asked, store)
             return manifest, lambda: computing_of(store, manifest, threads, trust=trust)
         check_unclaimed(store)
         runner, job = _built(asked, threads)
@@ -204,6 +202,18 @@ def _computing(runner: Runner, manifest: Manifest) -> Computing:
         normalize=job["normalize"],
         schema=manifest.schema,
     )
+
+
+def continued(asked: Asked, store: Store) -> Manifest:
+    """Return the manifest of a store that is of the job that is asked for, and whole.
+
+    Raises:
+        StoreError: It is of another job, or has lost a part of it.
+    """
+    manifest = store.manifest()
+    _check_same(asked, manifest, store)
+    check_continued(store, manifest)
+    return manifest
 
 
 def _check_same(asked: Asked, manifest: Manifest, store: Store) -> None:

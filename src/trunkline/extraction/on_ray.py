@@ -158,7 +158,7 @@ def compute_on_ray(
     require("ray.data", "engine='ray'")  # before anything is begun
     rows = _rows(store, shards, retry)
     tally = Tally()
-    if not rows:
+    if not rows or stopping.is_set():
         return tally
     trusted = is_trusted(store.runner_folder, trust=trust)
     with _connected(address) as ray, _run_folder(store, stopping) as run:

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.extraction.decoding import Batch, Decoded, Decoders
+from trunkline.extraction.decoders import Batch, Decoders
+from trunkline.extraction.decoding import Decoded
 from trunkline.extraction.records import Block, Item, Row, Schema
 
 

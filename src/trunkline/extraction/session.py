@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from trunkline.errors import TooManyFailuresError
 from trunkline.extraction.computing import Computing
-from trunkline.extraction.decoding import Decoders, Decoding
+from trunkline.extraction.decoders import Decoders
+from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import ShardWriter
 from trunkline.extraction.manifests import Manifest, ShardRecord
 from trunkline.extraction.pipeline import Finished, Pipeline, Seconds, Work

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -36,6 +37,7 @@ from trunkline.extraction.durable import (
 )
 from trunkline.extraction.formats import ShardFormat, format_of
 from trunkline.extraction.manifests import Manifest, ShardRecord
+from trunkline.extraction.owners import owning
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.records import Block, Schema
 
@@ -74,11 +76,40 @@ class Store:
         with writing(self.out):
             for folder in (self.plan_folder, self.records_folder, self._claims, self.scratch):
                 folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.scratch)
+        self.clean()
 
-    def setup_lock(self) -> BaseFileLock:
-        """Return a lock for whoever writes the manifest; others wait and read it."""
-        return FileLock(self.home / "setup.lock")
+    def clean(self) -> None:
+        """Remove what dead processes left, where it can be removed."""
+        for folder in (self.scratch, self.plan_folder):
+            remove_leftovers(folder)
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Let others know that what is written into the store is being written; see ``owners``.
+
+        Raises:
+            OutputError: The place cannot be written to.
+        """
+        with ExitStack() as held:
+            with writing(self.out):
+                for folder in (self.scratch, self.plan_folder):
+                    held.enter_context(owning(folder))
+            yield
+
+    @contextmanager
+    def setup_lock(self) -> Iterator[None]:
+        """Lock out all others that would write the manifest; they wait, and read it.
+
+        Raises:
+            OutputError: The place cannot be written to.
+        """
+        lock = FileLock(self.home / "setup.lock")
+        with writing(self.out):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def manifest(self) -> Manifest:
         """Read the manifest.
@@ -192,6 +223,5 @@ class Store:
         return self.records_folder / f"{shard:05d}.json"
 
     def _write(self, path: Path, text: str) -> None:
-        written = aside(self.scratch, path.name)
         with writing(self.out):
-            put_text(written, path, text)
+            put_text(aside(self.scratch, path.name), path, text)

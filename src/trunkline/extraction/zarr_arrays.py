@@ -116,7 +116,7 @@ class _ZarrWriter:
 
     def discard(self) -> None:
         self._index.discard()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
 
     def _begin(self) -> None:
         """Make arrays of this shard's length."""
@@ -213,7 +213,7 @@ class ZarrArrays:
             if not target.exists():
                 path.replace(target)
         sync(self.out)
-        shutil.rmtree(folder)
+        remove(folder)
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], str, int]]:
         """Return of each array what an image has in it, its dtype, and the images of a file."""

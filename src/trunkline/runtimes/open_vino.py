@@ -84,21 +84,36 @@ class OpenVinoEngine:
         parts = parts_of(len(images), self._spec)
         requests = self._requests(parts, parts)
         try:
-            if parts == 1:
-                results = requests[0].infer([images], share_inputs=True)
-                return [results[index] for index in range(len(results))]
-            maps = empty_maps(images, self._spec)
-            size = len(images) // parts
-            for number, request in enumerate(requests):
-                part = slice(number * size, (number + 1) * size)
-                _bind(request, images[part], [one[part] for one in maps])
-                request.start_async()
-            for request in requests:
-                request.wait()
-            return maps
-        finally:
-            for request in requests:
-                self._idle[parts].put(request)
+            maps = self._computed(images, requests)
+        except Exception:
+            self._forget(parts)
+            raise
+        for request in requests:
+            self._idle[parts].put(request)
+        return maps
+
+    def _forget(self, parts: int) -> None:
+        """Compile anew for the next call.
+
+        A model that was refused memory computes the images of that call again, whatever it is
+        given next, and by whichever request.
+        """
+        with self._lock:
+            self._compiled.pop(parts, None)
+
+    def _computed(self, images: NDArray[Any], requests: list[Any]) -> Maps:
+        if len(requests) == 1:
+            results = requests[0].infer([images], share_inputs=True)
+            return [results[index] for index in range(len(results))]
+        maps = empty_maps(images, self._spec)
+        size = len(images) // len(requests)
+        for number, request in enumerate(requests):
+            part = slice(number * size, (number + 1) * size)
+            _bind(request, images[part], [one[part] for one in maps])
+            request.start_async()
+        for request in requests:
+            request.wait()
+        return maps
 
     def save(self, folder: Path) -> None:
         """Write the graph, and what this machine made of it."""

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,19 +210,29 @@ def container_quota(groups: str, root: Path) -> float:
         groups: Text of ``/proc/self/cgroup``, lines ``number:controllers:path``.
         root: Where control groups are mounted, ``/sys/fs/cgroup``.
     """
-    quotas = [math.inf]
+    return min((math.inf, *map(_quota, control_groups(groups, root, "cpu"))))
+
+
+def control_groups(groups: str, root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that a process is in, from the inside outwards.
+
+    Args:
+        groups: Text of ``/proc/self/cgroup``, lines ``number:controllers:path``.
+        root: Where control groups are mounted, ``/sys/fs/cgroup``.
+        controller: "cpu" or "memory". Which of the files of either version are there is to be
+            looked at.
+    """
     for line in groups.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":  # version 2: one tree for all controllers
             mounted = root
-        elif "cpu" in controllers.split(","):  # version 1: a tree of its own
+        elif controller in controllers.split(","):  # version 1: a tree of its own
             mounted = root / controllers
         else:
             continue
         # Inside a container the path may be the host's, and the files are at the top.
         inner = mounted / path.lstrip("/")
-        quotas += [_quota(folder) for folder in (inner, *inner.parents) if _within(folder, mounted)]
-    return min(quotas)
+        yield from (folder for folder in (inner, *inner.parents) if _within(folder, mounted))
 
 
 def _within(folder: Path, mounted: Path) -> bool:
