@@ -1,20 +1,37 @@
-"""From pixels to the numbers of a store: the runner, then pooling."""
+"""From pixels to the numbers of a store: the runner, then pooling.
+
+What the network cannot take is a matter of the image where every image has a size of its own: too
+small, or too large for the memory that is free. It then fails alone, if the network still takes a
+small black image; if not, the engine is at fault and the run ends, rather than fail every image to
+come. Where all images have one size no image is special, and the run ends at once. Nothing is
+computed a second time in other company: numbers never depend on what failed beside them.
+"""
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.errors import ExtractionError, ImageError, TrunklineError
+from trunkline.extraction.memory import free_memory, no_more_than_free
+from trunkline.extraction.needs import Needs
 from trunkline.extraction.pipeline import Seconds
 from trunkline.extraction.pooling import Pool, pooled
 from trunkline.extraction.records import Schema
 from trunkline.images import normalised
 from trunkline.preprocessing import Preprocessing
+from trunkline.runtimes.engine import in_one_line
 from trunkline.runtimes.runner import Runner
+
+_BREAKING = ("openvino",)  # where it is refused memory, it may die, or return other maps
+_SMALL = 64  # pixels of the sides of an image that every network takes
+_LONGEST = 400
 
 
 class Computing:
@@ -27,6 +44,7 @@ class Computing:
         pool: See ``pooling``.
         normalize: Whether vectors get length 1.
         schema: Of the store.
+        one_size: Whether all images have the same.
     """
 
     def __init__(
@@ -38,6 +56,7 @@ class Computing:
         pool: Pool,
         normalize: bool,
         schema: Schema,
+        one_size: bool = True,
     ) -> None:
         self._runner = runner
         self._preprocessing = preprocessing
@@ -45,6 +64,9 @@ class Computing:
         self._pool = pool
         self._normalize = normalize
         self._schema = schema
+        self._one_size = one_size
+        self._needs = Needs(self._maps, runner.levels)
+        self._can_be_refused = runner.runtime not in _BREAKING
 
     def __call__(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         """Compute a batch.
@@ -55,12 +77,37 @@ class Computing:
 
         Returns:
             Column's name → (N, *shape) in the store's dtype.
+
+        Raises:
+            ImageError: The network cannot take this image, and takes others.
+            ExtractionError: The network fails on whatever it is given.
         """
+        if self._one_size:
+            try:
+                return self._values(pixels, seconds)
+            except TrunklineError:
+                raise
+            except Exception as error:  # engines raise nearly anything
+                raise _failed_on_all(pixels, error) from error
+        return self._alone(pixels, seconds)
+
+    def _alone(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+        """Compute an image that may be too large, or too small."""
+        free = free_memory()
+        _, height, width, _ = pixels.shape
+        try:
+            if free is not None and (need := self._needs.of(height, width, free)) > free:
+                raise MemoryError(f"they need {need / 1e9:.1f} GB")
+            with no_more_than_free() if self._can_be_refused else nullcontext():
+                return self._values(pixels, seconds)
+        except Exception as error:  # engines raise nearly anything
+            traceback.clear_frames(error.__traceback__)  # or what was computed stays in memory
+            self._check_alive(error)
+            raise _failed_on_one(pixels, error, free) from error
+
+    def _values(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         began = time.perf_counter()
-        images: NDArray[Any] = pixels
-        if not self._runner.preprocess:
-            images = normalised(pixels, self._preprocessing)
-        maps = self._runner(images)
+        maps = self._maps(pixels)
         computed = time.perf_counter()
         values = {
             column.name: pooled(maps[position], self._pool, normalize=self._normalize).astype(
@@ -71,3 +118,43 @@ class Computing:
         seconds.compute += computed - began
         seconds.pool += time.perf_counter() - computed
         return values
+
+    def _maps(self, pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        if self._runner.preprocess:
+            return self._runner(pixels)
+        return self._runner(normalised(pixels, self._preprocessing))
+
+    def _check_alive(self, error: Exception) -> None:
+        """Make sure that it was the image, by one that any network takes."""
+        try:
+            self._maps(np.zeros((1, _SMALL, _SMALL, 3), np.uint8))
+        except Exception as again:
+            raise ExtractionError(
+                f"the network fails on any image: {in_one_line(again)} The first to fail met: "
+                f"{in_one_line(error)} Finished shards are kept; deploy the backbone anew, or on "
+                "another runtime."
+            ) from error
+
+
+def _failed_on_one(pixels: NDArray[np.uint8], error: Exception, free: int | None) -> ImageError:
+    _, height, width, _ = pixels.shape
+    there = "" if free is None else f" with the {free / 1e9:.1f} GB of memory that are free"
+    return ImageError(
+        f"the network cannot take its {width}x{height} pixels{there}: {_shortened(error)} Set a "
+        "size, which all images get, or give the run more memory and --retry-failed."
+    )
+
+
+def _failed_on_all(pixels: NDArray[np.uint8], error: Exception) -> ExtractionError:
+    number, height, width, _ = pixels.shape
+    return ExtractionError(
+        f"the network fails on a batch of {number} images of {width}x{height}, which is the shape "
+        f"of all batches: {in_one_line(error)} Finished shards are kept: give the run more memory "
+        "and run the same command again, or choose a smaller batch_size in a new place."
+    )
+
+
+def _shortened(error: Exception) -> str:
+    """Return what an engine says, which may be pages, without what is in the middle."""
+    text = in_one_line(error) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"

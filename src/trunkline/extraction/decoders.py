@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError  # Python 3.10 has two
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -76,8 +75,7 @@ def _decode_alone(item: Item, number: int) -> tuple[Decoded, tuple[int, ...] | N
         view = file.map(values.nbytes)
     except OSError as error:
         why = f"{item.path} has no room for its {values.nbytes} bytes of pixels: {error.strerror}."
-        row = replace(decoded.row, status="failed", error=as_utf8(why))
-        return decoded._replace(row=row), None
+        return decoded.failed(why), None
     np.ndarray(values.shape, np.uint8, view)[:] = values
     return decoded, values.shape
 

@@ -66,6 +66,10 @@ class Decoded(NamedTuple):
     read_seconds: float
     decode_seconds: float
 
+    def failed(self, why: str) -> Decoded:
+        """Return the same for an image that fails after all."""
+        return self._replace(row=replace(self.row, status="failed", error=as_utf8(why)))
+
 
 def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]:
     """Read and decode one image in this process.

@@ -23,7 +23,7 @@ import trunkline
 from trunkline.errors import ConfigError, ImageError, StoreError
 from trunkline.extraction.asked import Asked
 from trunkline.extraction.computing import Computing
-from trunkline.extraction.decoding import decode_item
+from trunkline.extraction.decoding import Decoding, decode_item
 from trunkline.extraction.manifests import MOST_NUMBERS, Manifest, differences, new_id
 from trunkline.extraction.places import check_continued, check_place, check_unclaimed
 from trunkline.extraction.records import Column, Schema
@@ -194,13 +194,15 @@ def _computing(runner: Runner, manifest: Manifest) -> Computing:
             f"the runner of the store returns {', '.join(names)}, and its manifest asks for "
             f"{', '.join(job['levels'])}: they do not belong together. Extract into a new place."
         )
+    decoding = Decoding.from_dict(manifest.source, job["images"])
     return Computing(
         runner,
-        Preprocessing.from_dict(job["images"]["preprocessing"]),
+        decoding.preprocessing,
         [names.index(name) for name in job["levels"]],
         pool=job["pool"],
         normalize=job["normalize"],
         schema=manifest.schema,
+        one_size=decoding.size is not None,
     )
 
 

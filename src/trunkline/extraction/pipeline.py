@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trunkline.errors import ImageError
 from trunkline.extraction.decoders import Batch, Decoders
 from trunkline.extraction.decoding import Decoded
 from trunkline.extraction.records import Block, Item, Row, Schema
@@ -102,7 +103,8 @@ class Pipeline:
 
     Args:
         decoders: The workers, started.
-        compute: Runner and pooling: pixels (N, H, W, 3) uint8 → column's name → (N, *shape).
+        compute: Runner and pooling: pixels (N, H, W, 3) uint8 → column's name → (N, *shape). An
+            ``ImageError`` means that these pixels cannot be computed, and others can.
         schema: Of the store.
         block_size: Images of a block.
         stopping: Once set, nothing new is begun and ``run`` ends after what it has in hand.
@@ -183,11 +185,14 @@ class Pipeline:
         seconds.wait += time.perf_counter() - started
         seconds.read += sum(one.read_seconds for one in decoded)
         seconds.decode += sum(one.decode_seconds for one in decoded)
-        rows = [one.row for one in decoded]
-        values = self._schema.empty_block(rows).values
-        ok = [number for number, row in enumerate(rows) if row.status == "ok"]
+        values = self._schema.empty_block([one.row for one in decoded]).values
+        ok = [number for number, one in enumerate(decoded) if one.row.status == "ok"]
         if ok and batch.pixels is not None:
-            for name, computed in self._compute(batch.pixels, seconds).items():
+            try:
+                found = self._compute(batch.pixels, seconds)
+            except ImageError as error:  # such a batch is one image
+                return [one.failed(str(error)) for one in decoded], values
+            for name, computed in found.items():
                 values[name][ok] = computed[ok]
         return decoded, values
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import RunnerError, TrunklineError
-from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, parts_of
+from trunkline.runtimes.engine import Maps, Spec, empty_maps, in_one_line, map_shapes, parts_of
 from trunkline.runtimes.graph_checks import check_openvino, check_openvino_file
 from trunkline.runtimes.optional import require
 from trunkline.runtimes.signal_stack import signal_stack_kept
@@ -56,8 +56,8 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self._compiled: dict[int, Any] = {}  # by the number of parts of a batch
         self._idle: dict[int, queue.SimpleQueue[Any]] = {}
-        expected = 1 if spec.input_shape is None else parts_of(spec.input_shape[0], spec)
-        self._requests(expected, 0)
+        self._expected = 1 if spec.input_shape is None else parts_of(spec.input_shape[0], spec)
+        self._requests(self._expected, 0)
 
     def _requests(self, parts: int, number: int) -> list[Any]:
         """Return idle requests for a batch in so many parts."""
@@ -85,6 +85,7 @@ class OpenVinoEngine:
         requests = self._requests(parts, parts)
         try:
             maps = self._computed(images, requests)
+            self._check(images, maps)
         except Exception:
             self._forget(parts)
             raise
@@ -92,11 +93,19 @@ class OpenVinoEngine:
             self._idle[parts].put(request)
         return maps
 
+    def _check(self, images: NDArray[Any], maps: Maps) -> None:
+        """Make sure that the maps are those of the images.
+
+        Where OpenVINO gets no memory it may return the maps of an earlier call, without an error.
+        """
+        if [one.shape for one in maps] != map_shapes(images, self._spec):
+            raise MemoryError("OpenVINO returned no maps for these images, for want of memory")
+
     def _forget(self, parts: int) -> None:
         """Compile anew for the next call.
 
-        A model that was refused memory computes the images of that call again, whatever it is
-        given next, and by whichever request.
+        A model that got no memory goes on with the images of that call, or its maps, whatever it
+        is given next, and by whichever request.
         """
         with self._lock:
             self._compiled.pop(parts, None)
@@ -119,7 +128,8 @@ class OpenVinoEngine:
         """Write the graph, and what this machine made of it."""
         openvino = require("openvino", "runtime 'openvino'")
         openvino.save_model(self._model, str(folder / GRAPH), compress_to_fp16=False)
-        (compiled,) = (self._compiled[parts] for parts in list(self._compiled)[:1])
+        self._requests(self._expected, 0)  # which an error may have made it forget
+        compiled = self._compiled[self._expected]
         Path(folder, COMPILED).write_bytes(compiled.export_model().getvalue())
 
     @classmethod

@@ -7,7 +7,9 @@ process (``torch.set_num_threads``), which no single network can choose.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -29,6 +31,7 @@ PROGRAM = "program.pt2"
 _log = logging.getLogger(__name__)
 
 _PROBES = ((1, 1, 1), (2, 33, 65))  # (N, H, W) that a saved network is compared at
+_thread = threading.local()
 
 
 def network_for(backbone: Backbone, spec: Spec) -> nn.Module:
@@ -150,7 +153,22 @@ class TorchEngine:
 
 
 def run_network(network: Any, images: NDArray[Any]) -> Maps:
-    """Run what takes and returns tensors on arrays."""
+    """Run what takes and returns tensors on arrays.
+
+    oneDNN, which computes, refuses all further work of a thread in which it once got no memory for
+    its own code. So after an error another thread works for the one that met it.
+    """
+    substitute: ThreadPoolExecutor | None = getattr(_thread, "substitute", None)
+    try:
+        if substitute is None:
+            return _run(network, images)
+        return substitute.submit(_run, network, images).result()
+    except RuntimeError:
+        _thread.substitute = ThreadPoolExecutor(1, thread_name_prefix="trunkline-torch")
+        raise
+
+
+def _run(network: Any, images: NDArray[Any]) -> Maps:
     with torch.inference_mode():
         maps = cast(list[Tensor], network(torch.from_numpy(images)))
         return [one.contiguous().numpy() for one in maps]
