@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trunkline.errors import ConfigError
 from trunkline.files import (
     DocumentError,
+    absolute,
     home,
     parse_document,
     read_document,
@@ -153,3 +154,17 @@ def test_a_home_that_cannot_be_written_signs_nothing(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     assert sign("kind", "text") is None
     assert "cannot be used" in str(why_untrusted("kind", "text", "0" * 64))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a working directory there cannot be removed")
+def test_a_working_directory_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    assert absolute("a/../b") == gone / "a" / ".." / "b"
+    gone.rmdir()
+    with pytest.raises(ConfigError, match=r"was removed, so that f\.parquet cannot be found"):
+        absolute("f.parquet")
+    assert absolute(tmp_path / "f.parquet") == tmp_path / "f.parquet"

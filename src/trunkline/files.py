@@ -60,6 +60,21 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a path from the root on; a relative one is that of the working directory.
+
+    Raises:
+        ConfigError: The working directory was removed.
+    """
+    try:
+        return Path(path).absolute()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"the working directory was removed, so that {os.fspath(path)} cannot be found; change "
+            "to another one."
+        ) from error
+
+
 def read_document(path: Path, kind: type[T], *, max_bytes: int = DOCUMENT_BYTES) -> T:
     """Read a JSON file into a dataclass.
 

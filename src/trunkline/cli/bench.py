@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trunkline.cli.output import print_json, print_table
+from trunkline.cli.output import print_json, print_table, say
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 def _progress(what: str) -> None:
     if sys.stderr.isatty():
-        typer.echo(f"measuring {what} ...", err=True)
+        say(f"measuring {what} ...")
 
 
 def _print_report(report: BenchReport) -> None:

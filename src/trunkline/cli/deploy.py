@@ -17,7 +17,7 @@ from trunkline.cli.loaded import (
     report_as_dict,
     warn_of_random,
 )
-from trunkline.cli.output import one_line, print_json, print_table
+from trunkline.cli.output import one_line, print_json, print_table, say
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def deploy_command(  # one parameter per flag
         name, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
     )
     if runtime == "auto":
-        typer.echo("Measuring engines unless that was done before; it can take minutes.", err=True)
+        say("Measuring engines unless that was done before; it can take minutes.")
     runner = deploy(
         network,
         runtime,

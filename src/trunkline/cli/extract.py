@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -27,7 +24,8 @@ from trunkline.cli.loaded import (
     print_report,
     warn_of_random,
 )
-from trunkline.cli.output import one_line, print_json
+from trunkline.cli.output import one_line, print_json, say
+from trunkline.cli.signals import stopping_on_signals
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -184,7 +182,7 @@ def run_command(  # one parameter per flag
     )
     if not saved:
         _say_of_weights(network, weights, seed)
-    with _signals() as stopping, _progress() as progress:
+    with stopping_on_signals() as stopping, _progress() as progress:
         report = extract(
             src,
             out,
@@ -278,36 +276,6 @@ def _preprocessing(
     return dataclasses.replace(chosen, pad_to_multiple=pad) if pad is not None else chosen
 
 
-class _Stopping:
-    """Whether a signal came, and which."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-        self.number = 0
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.event.is_set():  # the second one means now
-            raise KeyboardInterrupt
-        self.number = number
-        self.event.set()
-        typer.echo("Stopping after this batch; once more ends it at once.", err=True)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stopping]:
-    """Turn SIGINT and SIGTERM into a wish to stop."""
-    stopping = _Stopping()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping  # Python delivers signals to the main thread alone
-        return
-    before = {number: signal.signal(number, stopping) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
     """Show a bar, or a line a minute where nobody is looking."""
@@ -352,9 +320,7 @@ class _Lines:
         done, speed = now.before + now.images, now.images / now.seconds
         total = f"{now.total}" if now.listed else f"{now.total} or more"
         left = f", {(now.total - done) / speed / 60:.0f} min left" if now.listed and speed else ""
-        typer.echo(
-            f"{done} of {total} images, {speed:.1f} images/s, {now.failed} failed{left}", err=True
-        )
+        say(f"{done} of {total} images, {speed:.1f} images/s, {now.failed} failed{left}")
 
 
 def _print_summary(report: ExtractReport) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trunkline.cli.output import one_line
+from trunkline.cli.output import one_line, say
 
 if TYPE_CHECKING:
     from trunkline.backbones.backbone import Backbone
@@ -89,10 +89,9 @@ def build_network(
 
 def warn_of_random(seed: int, *, on_stderr: bool) -> None:
     """Say loudly that a network knows nothing."""
-    typer.echo(
-        f"The network is RANDOM (--weights none, --seed {seed}): "
-        "its maps carry no learned meaning.",
-        err=on_stderr,  # standard output may be for JSON alone
+    tell = say if on_stderr else typer.echo  # standard output may be for JSON alone
+    tell(
+        f"The network is RANDOM (--weights none, --seed {seed}): its maps carry no learned meaning."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -33,7 +34,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: 
         table.add_column(Text(heading), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(one_line(str(cell))) for cell in row))
-    Console(width=_UNLIMITED, highlight=False).print(table)
+    console = Console(width=_UNLIMITED, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo(captured.get(), nl=False)
+
+
+def say(text: str) -> None:
+    """Print a line on standard error; a run of days does not end because nobody can read it."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 def one_line(text: str) -> str:

@@ -21,8 +21,10 @@ from trunkline.cli import (
     listing,
     weights,
 )
-from trunkline.cli.output import one_line
+from trunkline.cli.output import one_line, say
+from trunkline.cli.streams import standard_output
 from trunkline.errors import TrunklineError
+from trunkline.files import absolute
 
 
 class _Verbs(TyperGroup):
@@ -30,11 +32,13 @@ class _Verbs(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         given = sys.argv[1:] if args is None else args
-        try:
-            return super().main(features.join_levels(given), *rest, **options)
-        except TrunklineError as error:
-            typer.echo(f"trunkline: error: {one_line(str(error))}", err=True)
-            sys.exit(error.exit_code)
+        with standard_output():
+            try:
+                absolute(".")  # nor can PyTorch be imported where it was removed
+                return super().main(features.join_levels(given), *rest, **options)
+            except TrunklineError as error:
+                say(f"trunkline: error: {one_line(str(error))}")
+                sys.exit(error.exit_code)
 
 
 app = typer.Typer(

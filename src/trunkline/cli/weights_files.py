@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trunkline.cli.loaded import download_bars
-from trunkline.cli.output import one_line, print_json, print_table
+from trunkline.cli.output import one_line, print_json, print_table, say
 from trunkline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _is_free(row: WeightEntry) -> bool:
     try:
         catalog.check_license(row)
     except LicenseError as error:
-        typer.echo(f"left out: {one_line(str(error))}", err=True)
+        say(f"left out: {one_line(str(error))}")
         return False
     return True
 

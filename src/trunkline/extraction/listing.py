@@ -8,8 +8,7 @@ from types import TracebackType
 
 from trunkline.extraction.plan import Plan
 
-THREAD = "trunkline-listing"
-
+_THREAD = "trunkline-listing"
 _LOOK_SECONDS = 0.1  # between looks whether the run shall stop
 _LEAVE_SECONDS = 1.0  # that a listing gets to come to an end when its run does
 
@@ -31,7 +30,7 @@ class Listing:
         self._left = threading.Event()
         self._news = threading.Condition()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
 
     def shards(self) -> Iterator[int]:
         """Yield the number of every shard, in order, as they are listed.
@@ -76,3 +75,8 @@ class Listing:
     ) -> None:
         self._left.set()
         self._thread.join(_LEAVE_SECONDS)
+
+
+def is_abandoned() -> bool:
+    """Say whether the thread of a listing, whose block has been left, is still in it."""
+    return any(one.name == _THREAD for one in threading.enumerate())

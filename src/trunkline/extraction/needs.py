@@ -2,8 +2,8 @@
 
 Linux ends a process that uses more than there is, and OpenVINO that is refused memory may break or
 return what it had before. So an image is not even tried if its need is not there. What a network
-holds at its peak grows with the pixels, by 100 bytes each (regnet-x-002) to 540 (dla60x on
-ONNX Runtime), whatever their number; engines keep it for the next image, or give it back.
+holds at its peak grows with the pixels, by 100 bytes each (regnet-x-002) to 550 (regnet-y-080 on
+OpenVINO), whatever their number; engines keep it for the next image, or give it back.
 """
 
 from __future__ import annotations

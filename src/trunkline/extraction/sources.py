@@ -44,6 +44,7 @@ from trunkline.extraction.locations import (
 )
 from trunkline.extraction.records import Item
 from trunkline.extraction.walking import EVERYTHING, Names, Pattern, walk
+from trunkline.files import absolute
 
 Kind = Literal["folder", "glob", "list", "parquet", "tar"]
 
@@ -179,7 +180,7 @@ def _absolute(src: str | os.PathLike[str]) -> str:
     path = local_path(given)
     if path is None:
         return given
-    path = os.path.abspath(path)
+    path = os.path.normpath(absolute(path))
     return path.replace(os.sep, "/") if os.name == "nt" else path
 
 
