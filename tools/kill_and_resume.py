@@ -111,7 +111,7 @@ def save_runner(folder: Path, *, runtime: str = "onnxruntime", batch_size: int =
     return runner.save(folder)
 
 
-def command(src: Path, out: Path, runner: Path, *options: str) -> list[str]:
+def command(src: str | Path, out: Path, runner: Path, *options: str) -> list[str]:
     """Return the command line of one run."""
     program = [sys.executable, "-m", "trunkline", "extract"]
     fixed = ["--backbone", str(runner), "--size", str(SIDE), "--threads", "1", "--workers", "2"]

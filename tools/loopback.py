@@ -288,3 +288,24 @@ def stalls(at: int = 0) -> Answer:
 def moved(to: str) -> Answer:
     """Redirect."""
     return lambda handler, _: handler.reply(302, b"", Location=to)
+
+
+def drips(promised: int = 1 << 30, seconds: float = 0.02) -> Answer:
+    """Promise a large file, and send a byte of it now and then until the test is over."""
+
+    def answer(handler: Handler, _: bytes) -> None:
+        handler.close_connection = True
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        start, end = (int(found[1]), int(found[2])) if found else (0, promised - 1)
+        reach = {"Content-Range": f"bytes {start}-{end}/{promised}"} if found else {}
+        length = {"Content-Length": str(end + 1 - start)}
+        handler.head(206 if found else 200, Accept_Ranges="bytes", **reach, **length)
+        while handler.command == "GET" and not handler.host.over.wait(seconds):
+            handler.wfile.write(b"x")
+
+    return answer
+
+
+def always(answer: Answer) -> list[Answer]:
+    """Return a script that gives one answer to every request."""
+    return _Always(answer)

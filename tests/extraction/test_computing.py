@@ -133,11 +133,8 @@ def test_in_a_run_what_is_too_large_is_a_row(backbone: Backbone, tmp_path: Path)
     src.mkdir()
     for name in SIZES:
         Image.fromarray(picture(name)[0]).save(src / f"{name}.png")
-    report = extract(
-        *(src, out, backbone),
-        **{"runtime": "torch", "workers": 1, "threads": 1, "shard_size": 3},
-        preprocessing=IMAGENET.with_size(None),
-    )
+    options: dict[str, Any] = {"runtime": "torch", "workers": 1, "threads": 1, "shard_size": 3}
+    report = extract(src, out, backbone, preprocessing=IMAGENET.with_size(None), **options)
     assert (report.images, report.failed, report.shards, report.complete) == (4, 1, 2, True)
     rows = {row["key"][0]: row for row in pq.read_table(out).to_pylist()}
     assert [row["status"] for row in rows.values()] == ["ok", "failed", "ok", "ok"]
