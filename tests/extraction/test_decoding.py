@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kill_and_resume import write_photos
 
+from trunkline.errors import ExtractionError
 from trunkline.extraction.decoders import Decoders
 from trunkline.extraction.decoding import Decoding, decode_item
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import list_items, source_of
+from trunkline.extraction.workers import ProcessLock, WorkerContext
 from trunkline.images import decode_photo, pixels
 from trunkline.preprocessing import IMAGENET
 
@@ -110,3 +115,91 @@ def test_plain_values_and_back(decoding: Decoding) -> None:
     fields = decoding.to_dict()
     assert Decoding.from_dict(decoding.source, fields) == decoding
     assert set(fields) == {"preprocessing", "decode", "max_pixels"}
+
+
+def test_processes_that_all_died_at_a_moment_without_work_are_replaced(decoding: Decoding) -> None:
+    items = list(list_items(decoding.source))
+    options = {"workers": 1, "batch_size": 1, "buffers": 2}
+    with Decoders(decoding, timeout_seconds=30, **options) as decoders:
+        for _ in range(2):
+            for attempt in range(2):  # what is under way when they die is lost, and tried again
+                batch = decoders.submit(items[:1])
+                (decoded,) = batch.wait()
+                batch.release()
+                if decoded.row.status == "ok":
+                    break
+                assert attempt == 0
+                assert "all processes died before" in (decoded.row.error or "")
+            (worker,) = active_children()
+            worker.kill()
+            worker.join()
+    assert active_children() == []
+
+
+class Broken:
+    """A pool whose processes have died."""
+
+    active = False
+
+    def schedule(self, *_: object, **__: object) -> None:
+        raise RuntimeError("Unexpected error within the Pool")
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+    join = stop
+
+
+def test_processes_that_die_again_and_again_end_the_run(
+    decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: Decoders) -> None:
+        self._pool, self._context = Broken(), WorkerContext()
+        starts.append(1)
+
+    starts = list[int]()
+    monkeypatch.setattr(Decoders, "_start_pool", start)
+    item = next(iter(list_items(decoding.source)))
+    with (
+        Decoders(decoding, workers=2, batch_size=1, buffers=2, timeout_seconds=1) as decoders,
+        pytest.raises(ExtractionError, match=r"die before they have decoded any.*fewer workers"),
+    ):
+        decoders.submit([item])
+    assert len(starts) == 4
+
+
+def test_processes_that_cannot_be_started_are_told(
+    decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(WorkerContext, "Process", refused)
+    with pytest.raises(
+        ExtractionError, match=r"2 processes that decode .* cannot be started .*temporarily unavail"
+    ):
+        Decoders(decoding, workers=2, batch_size=1, buffers=2, timeout_seconds=1)
+
+
+def hold(lock: ProcessLock, held: Connection) -> None:
+    lock.acquire()
+    lock.acquire()
+    held.send(True)
+    held.recv()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has locks of its own there")
+def test_a_process_that_is_killed_lets_go_of_its_lock() -> None:
+    context = WorkerContext()
+    lock = context.RLock()
+    mine, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(lock, theirs))
+    process.start()
+    assert mine.recv()
+    assert not lock.acquire(block=False)
+    process.kill()
+    assert lock.acquire()
+    assert lock.acquire(block=False)
+    lock.release()
+    lock.release()
+    process.join()

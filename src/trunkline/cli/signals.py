@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +87,10 @@ def _watch(reader: socket.socket, stopping: Stopping, handled: set[int]) -> None
 
 
 def _end(number: int) -> None:
-    """End this process, whatever it is doing; those that it started end with it."""
+    """End this process, whatever it is doing; those that it started end with it, or here."""
+    on_ray = sys.modules.get("trunkline.extraction.on_ray")
+    if on_ray is not None:
+        on_ray.kill_local()
     if os.isatty(2):
         # A bar hides the cursor. A terminal that is halted must not keep us.
         show = threading.Thread(target=os.write, args=(2, _SHOW_CURSOR), daemon=True)

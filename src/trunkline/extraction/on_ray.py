@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -265,6 +265,14 @@ def _run_folder(store: Store, stopping: threading.Event) -> Iterator[Path]:
         while any(folder.glob("actor-*")) and time.monotonic() < limit:
             time.sleep(0.05)
         remove(folder)
+
+
+def kill_local() -> None:
+    """Kill what Ray has started from this process; it would live on for a while without it."""
+    psutil = require("psutil", "engine='ray'")  # which Ray brings
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _check_failures(tally: Tally, max_errors: int | None) -> None:
