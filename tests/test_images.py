@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from trunkline import images as images_module
 from trunkline.errors import ConfigError, ImageError
@@ -323,6 +323,46 @@ def test_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) 
     with pytest.raises(ImageError, match=r"bomb\.png is (12000x12000, above the|too large)"):
         decode_image(path)  # warnings are errors here: none leaks
     assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("size", [(2**20 + 1, 1), (1, 2**20 + 1), (80_000_000, 1)])
+def test_side_of_millions_of_pixels_is_refused_by_the_header(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=r"and a side has at most 1048576 pixels; cut it into pi"):
+        decode_image(png(*size))
+
+
+def test_tiles_that_are_larger_than_any_picture_are_refused_by_the_header() -> None:
+    # Grey, 2 by 3 pixels, LZW; a decoder would take a gigabyte for its one tile.
+    tags = [(256, 2), (257, 3), (258, 8), (259, 5), (262, 1), (277, 1), (322, 2**16), (323, 2**14)]
+    entries = [
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (324, 140), (325, 9)]
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    content = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(140, b"\0") + bytes(9)
+    with pytest.raises(ImageError, match=r"is made of tiles of 65536x16384, above the limit of 89"):
+        decode_image(content)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), SystemError("tile cannot extend"), RecursionError(), KeyError(3)]
+)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(ImageFile.ImageFile, "load"), (Image.Image, "transpose"), (Image.Image, "convert")],
+)
+def test_whatever_a_decoder_raises_is_an_image_error(
+    kind: Any, method: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = saved(Image.fromarray(GREY), tmp_path / "x.png", exif=exif)
+    message = "needs more memory than there is" if isinstance(error, MemoryError) else "is damaged"
+    monkeypatch.setattr(kind, method, failing)
+    with pytest.raises(ImageError, match=rf"x\.png {message}"):
+        decode_image(path)
 
 
 def test_max_pixels_is_the_largest_allowed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from trunkline.errors import ConfigError, ImageError
 from trunkline.images import IMAGENET, decode_image, decode_photo, pixels, preprocess
-from trunkline.photos import reduction
+from trunkline.preprocessing import reduction
 
 ORIENTATION = 274
 SMALL = IMAGENET.with_size(16)  # shorter side 18, crop 16×16

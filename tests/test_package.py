@@ -24,7 +24,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards only: a part may import itself and what stands in a lower row.
 PARTS = (
     {"errors"},
-    {"preprocessing", "files"},
+    {"preprocessing", "files", "decoders"},
     {"backbones"},
     {"zoo"},
     {"photos"},

@@ -94,9 +94,18 @@ def photos() -> dict[str, bytes]:
         "TIFF 16-bit": ("TIFF", deep, {}),
         "BMP": ("BMP", photo, {}),
         "BMP palette": ("BMP", palette, {}),
+        "PPM": ("PPM", photo, {}),
+        "PPM grey": ("PPM", photo.convert("L"), {}),
+        "JPEG2000": ("JPEG2000", photo, {"irreversible": True}),
+        "JPEG2000 alpha": ("JPEG2000", clear, {}),
+        "AVIF": ("AVIF", photo, {"exif": exif}),
+        "AVIF alpha": ("AVIF", clear, {}),
     }
     files = {}
+    Image.init()  # or the table of what can be saved is not complete
     for name, (kind, image, options) in made.items():
+        if kind not in Image.SAVE:  # not every Pillow has every library
+            continue
         file = io.BytesIO()
         second = {"append_images": [photo.rotate(90)]} if "save_all" in options else {}
         image.copy().save(file, kind, **options, **second)  # copies: saving leaves options behind

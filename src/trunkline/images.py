@@ -29,21 +29,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trunkline.decoders import FORMATS, MAX_PIXELS, check_pixels, decoding
 from trunkline.errors import ConfigError, ImageError, InputError
 from trunkline.photos import (
-    FORMATS,
     MAX_BYTES,
-    MAX_PIXELS,
     Decode,
     ImageSource,
     Photo,
     decode_image,
     decode_photo,
-    reduction,
     upright_rgb,
     whole,
 )
-from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.preprocessing import IMAGENET, Preprocessing, reduction
 
 if TYPE_CHECKING:
     import torch
@@ -186,22 +184,30 @@ def image_suffixes() -> frozenset[str]:
 def _resized(image: Image.Image | Photo, preprocessing: Preprocessing, caller: str) -> Image.Image:
     """Return the picture after resize, crop and padding; ``caller`` is for the error's text."""
     photo = _photo(image, preprocessing, caller)
-    picture = photo.image
+    with decoding(f"an image of {photo.width}x{photo.height}"):
+        return _padded(_cropped(_scaled(photo, preprocessing), preprocessing), preprocessing, photo)
+
+
+def _scaled(photo: Photo, preprocessing: Preprocessing) -> Image.Image:
     height, width = preprocessing.resized_size(photo.height, photo.width)
-    if preprocessing.resize is not None and height * width > MAX_PIXELS:
+    if (width, height) == photo.image.size:
+        return photo.image
+    if height * width > MAX_PIXELS:
         raise ImageError(
             f"an image of {photo.width}x{photo.height} would be {width}x{height} after "
             f"resize={preprocessing.resize}, above the limit of {MAX_PIXELS} pixels; "
             "use a smaller resize, or a warp to (H, W)."
         )
-    if (width, height) != picture.size:
-        filter_ = Image.Resampling[preprocessing.interpolation.upper()]
-        picture = picture.resize((width, height), filter_, box=photo.box)
-    if preprocessing.crop is not None:
-        crop_h, crop_w = preprocessing.crop
-        top, left = _crop_start(height, crop_h), _crop_start(width, crop_w)
-        picture = picture.crop((left, top, left + crop_w, top + crop_h))  # outside is black
-    return _padded(picture, preprocessing, photo)
+    filter_ = Image.Resampling[preprocessing.interpolation.upper()]
+    return photo.image.resize((width, height), filter_, box=photo.box)
+
+
+def _cropped(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    if preprocessing.crop is None:
+        return picture
+    crop_h, crop_w = preprocessing.crop
+    top, left = _crop_start(picture.height, crop_h), _crop_start(picture.width, crop_w)
+    return picture.crop((left, top, left + crop_w, top + crop_h))  # outside is black
 
 
 def _photo(image: Image.Image | Photo, preprocessing: Preprocessing, caller: str) -> Photo:
@@ -217,8 +223,7 @@ def _photo(image: Image.Image | Photo, preprocessing: Preprocessing, caller: str
         raise ImageError(
             f"{caller} takes a Pillow image, got {type(image).__name__}; decode_image makes one."
         )
-    if min(image.size) < 1:
-        raise ImageError(f"the given image has no pixels: {image.width}x{image.height}.")
+    check_pixels(image, "the given image", image.width * image.height)
     return whole(upright_rgb(image, "the given image"))
 
 

@@ -20,37 +20,31 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
+from trunkline.decoders import (
+    MAX_PIXELS,
+    check_pixels,
+    decoding,
+    open_image,
+    remarks,
+)
 from trunkline.errors import ConfigError, ImageError
-from trunkline.preprocessing import Preprocessing, is_positive_int
+from trunkline.preprocessing import Preprocessing, is_positive_int, reduction
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 Decode = Literal["exact", "fast"]
 DECODES: tuple[Decode, ...] = ("exact", "fast")
 
-MAX_PIXELS = 89_478_485
-"""Largest picture that is decoded, in pixels: Pillow's own warning level, 256 MB as RGB."""
-
 MAX_BYTES = 2**30
 """Largest file that is opened, in bytes: more than four times the pixels of ``MAX_PIXELS``."""
 
-# Photos only. Pillow also opens formats that start other programs (EPS) or that draw text; a folder
-# of strangers' files must not reach those. HEIF counts once a plugin such as pillow-heif is there.
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-_FACTORS = (8, 4, 2)  # what libjpeg can divide sides by while it decodes
-_SPARE = 2  # how many times the size after the resize a reduced picture must still have
 _TURNS = {  # the EXIF tag → what brings the stored picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -147,12 +141,12 @@ def decode_photo(
     """
     _check_options(preprocessing, decode, max_pixels, max_bytes)
     if isinstance(source, Image.Image):
-        _check_pixels(source, "the given image", max_pixels)
+        check_pixels(source, "the given image", max_pixels)
         upright = upright_rgb(source, "the given image")
         return whole(upright.copy() if upright is source else upright)
     name, file = _opened_source(source, max_bytes)
-    with file, _open_image(file, name) as opened:
-        _check_pixels(opened, name, max_pixels)
+    with file, decoding(name), open_image(file, name) as opened:
+        check_pixels(opened, name, max_pixels)
         if decode == "exact" or preprocessing is None or not isinstance(opened, JpegImageFile):
             return whole(upright_rgb(opened, name))
         return _reduced(opened, name, preprocessing)
@@ -162,20 +156,6 @@ def whole(image: Image.Image) -> Photo:
     """Return an upright RGB picture as a photo that was decoded exactly."""
     width, height = image.size
     return Photo(image, width, height, (0, 0, width, height))
-
-
-def reduction(preprocessing: Preprocessing, height: int, width: int) -> int:
-    """Return by how much ``decode="fast"`` divides the sides of an upright H×W JPEG.
-
-    Returns:
-        8, 4, 2 or 1: what leaves at least twice the size after the resize. 1 without a resize, and
-        with ``"nearest"``, which has no antialiasing that a reduced picture could take over.
-    """
-    if preprocessing.resize is None or preprocessing.interpolation == "nearest":
-        return 1
-    to_height, to_width = preprocessing.resized_size(height, width)
-    spare = min(height // (_SPARE * to_height), width // (_SPARE * to_width))
-    return next((factor for factor in _FACTORS if factor <= spare), 1)
 
 
 def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image.Image:
@@ -192,16 +172,23 @@ def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image
     Raises:
         ImageError: damaged, or with values that have no fixed meaning as brightness.
     """
-    try:
-        with _remarks.ignored():
+    with decoding(name):
+        with remarks.ignored():
             image.load()
         # Asked for after loading: Pillow turns a TIFF by itself, and then drops the tag.
         method = _TURNS.get(orientation_of(image) if turn is None else turn)
         picture = image if method is None else image.transpose(method)
-    except Exception as error:  # broken bytes make decoders raise nearly anything
-        raise _damaged(name, error) from error
-    if picture.mode.startswith(("I", "F")):
-        picture = _eight_bits(picture, image, name)
+        if picture.mode.startswith(("I", "F")):
+            picture = _eight_bits(picture, image, name)
+        picture = _plain_rgb(picture, name)
+    if not picture.info:
+        return picture
+    rgb = picture.copy() if picture is image else picture
+    rgb.info = {}  # tags and colour keys are used up; nothing may apply them again
+    return rgb
+
+
+def _plain_rgb(picture: Image.Image, name: str) -> Image.Image:
     try:
         if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
             rgba = picture.convert("RGBA")
@@ -214,16 +201,12 @@ def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image
             f"{name} has colour mode {picture.mode}, which has no RGB form here; "
             "save it as RGB first."
         ) from error
-    if not picture.info:
-        return picture
-    rgb = picture.copy() if picture is image else picture
-    rgb.info = {}  # tags and colour keys are used up; nothing may apply them again
-    return rgb
+    return picture
 
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened picture, 1 where it has none that can be read."""
-    with _remarks.ignored():
+    with remarks.ignored():
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # broken metadata of a sound picture: nearly anything may be raised
@@ -303,38 +286,6 @@ def _check_bytes(size: int, name: str, max_bytes: int) -> None:
         )
 
 
-def _open_image(file: BinaryIO, name: str) -> Image.Image:
-    """Read the header. Pillow's bomb warning is ours to raise, by ``max_pixels``."""
-    Image.init()
-    formats = [known for known in FORMATS if known in Image.OPEN]
-    with _remarks.ignored():
-        try:
-            return Image.open(file, formats=formats)
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name} is no photo, or only the beginning of one; give a file of "
-                f"{', '.join(formats)}."
-            ) from error
-        except Image.DecompressionBombError as error:
-            raise ImageError(
-                f"{name} is too large: {error} If you trust it, raise max_pixels and "
-                "PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
-        except Exception as error:  # broken bytes make decoders raise nearly anything
-            raise _damaged(name, error) from error
-
-
-def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} has no pixels: {width}x{height}; give an image that has some.")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name} is {width}x{height}, above the limit of {max_pixels} pixels; "
-            "if you trust it, give decode_image a larger max_pixels, or make it smaller first."
-        )
-
-
 def _eight_bits(upright: Image.Image, original: Image.Image, name: str) -> Image.Image:
     """Scale grey of 12, 16 or 32 bits to mode L. ``original`` still has the TIFF tags."""
     values = np.asarray(upright)  # (H, W) uint16, int32 or float32
@@ -354,41 +305,3 @@ def _eight_bits(upright: Image.Image, original: Image.Image, name: str) -> Image
     if tags.get(_TIFF_PHOTOMETRIC) == _TIFF_MIN_IS_WHITE:  # Pillow inverts only up to 8 bits
         grey = 255 - grey
     return Image.fromarray(grey)
-
-
-def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} is damaged or cut short ({error}); copy or download it again.")
-
-
-class _Remarks:
-    """Keeps Pillow's warnings quiet while any thread of this process decodes.
-
-    Filters belong to the process: threads that set and restored them in turn would leave them set.
-    So the first thread that comes in sets them, and the last one that goes restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._filters = warnings.catch_warnings()
-
-    @contextmanager
-    def ignored(self) -> Iterator[None]:
-        """Ignore what Pillow, and only Pillow, warns of within the block."""
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                for category in (UserWarning, Image.DecompressionBombWarning):
-                    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._filters.__exit__(None, None, None)
-
-
-_remarks = _Remarks()

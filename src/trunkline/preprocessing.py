@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,15 @@ from typing import Any, Literal
 from trunkline.errors import ConfigError
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+MAX_INPUT_PIXELS = 1 << 26
+"""Largest size that a preprocessing may ask for, in pixels: 8192×8192, 0.8 GB in float32."""
+
+_FACTORS = (8, 4, 2)  # what libjpeg can divide sides by while it decodes
+_SPARE = 2  # how many times the size after the resize a reduced picture must still have
+_STD_RANGE = (1e-6, 1e6)  # quotients by it are numbers in float32
+_FINITE = 1e9
+_SHOWN_BITS = 256  # of an integer in an error; Python refuses to write very long ones
 
 
 def is_positive_int(value: object) -> bool:
@@ -31,11 +41,21 @@ def _is_size(value: object) -> bool:
 
 
 def _is_triple(value: object) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) == 3
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
-    )
+    return isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_number(value: object) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and -_FINITE <= value <= _FINITE  # type: ignore[operator]  # nor NaN
+
+
+def _shown(value: object) -> str:
+    """Return what an error shows of a value, which may be of any kind and size."""
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"<an integer of {value.bit_length()} bits>"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_shown, value[:10]))})"
+    return reprlib.repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +91,55 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not (self.resize is None or is_positive_int(self.resize) or _is_size(self.resize)):
             raise ConfigError(
-                f"resize={self.resize!r} is no size; use a positive integer (shorter side), "
+                f"resize={_shown(self.resize)} is no size; use a positive integer (shorter side), "
                 "a pair (H, W) of them (warp), or None (no resize)."
             )
         if not (self.crop is None or _is_size(self.crop)):
             raise ConfigError(
-                f"crop={self.crop!r} is no size; use a pair (H, W) of positive integers, or None."
+                f"crop={_shown(self.crop)} is no size; use a pair (H, W) of positive integers, "
+                "or None."
             )
         if not (self.pad_to_multiple is None or is_positive_int(self.pad_to_multiple)):
             raise ConfigError(
-                f"pad_to_multiple={self.pad_to_multiple!r} is no multiple; use a positive integer "
-                "such as 32, or None (no padding)."
+                f"pad_to_multiple={_shown(self.pad_to_multiple)} is no multiple; use a positive "
+                "integer such as 32, or None (no padding)."
             )
         for field, allowed in (
             ("interpolation", INTERPOLATIONS),
             ("value_range", ("0..1", "0..255")),
             ("channel_order", ("RGB", "BGR")),
         ):
-            if getattr(self, field) not in allowed:
+            if (value := getattr(self, field)) not in allowed:
                 raise ConfigError(
-                    f"{field}={getattr(self, field)!r} is unknown; use one of {', '.join(allowed)}."
+                    f"{field}={_shown(value)} is unknown; use one of {', '.join(allowed)}."
                 )
-        for field in ("mean", "std"):
-            if not _is_triple(getattr(self, field)):
+        self._check_sizes()
+        self._check_numbers()
+
+    def _check_sizes(self) -> None:
+        """Refuse what even a picture of one pixel would become too large by."""
+        for made in (self.resized_size(1, 1), self.output_size(1, 1)):
+            if math.prod(made) > MAX_INPUT_PIXELS:
                 raise ConfigError(
-                    f"{field}={getattr(self, field)!r} must be a tuple of three finite numbers, "
+                    f"resize={_shown(self.resize)}, crop={_shown(self.crop)}, "
+                    f"pad_to_multiple={_shown(self.pad_to_multiple)} make pictures of "
+                    f"{_shown(made[0])}x{_shown(made[1])}, above the limit of {MAX_INPUT_PIXELS} "
+                    "pixels; use smaller ones, or None to keep a photo's own size."
+                )
+
+    def _check_numbers(self) -> None:
+        for field in ("mean", "std"):
+            if not _is_triple(value := getattr(self, field)):
+                raise ConfigError(
+                    f"{field}={_shown(value)} must be a tuple of three finite numbers, "
                     f"one per channel in the order {self.channel_order}."
                 )
-        if min(self.std) <= 0:
-            raise ConfigError(f"std={self.std!r} must be positive; 1.0 leaves the values alone.")
+        low, high = _STD_RANGE
+        if min(self.std) < low or max(self.std) > high:
+            raise ConfigError(
+                f"std={self.std!r} must be positive, from {low:g} to {high:g}; "
+                "1.0 leaves the values alone."
+            )
         if min(self.mean) < 0 or max(self.mean) > self._white:
             raise ConfigError(
                 f"mean={self.mean!r} lies outside value_range={self.value_range!r}; "
@@ -127,10 +167,15 @@ class Preprocessing:
             ConfigError: a field is missing, unknown, or has a value that is not allowed.
         """
         known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, Mapping):
+            raise ConfigError(
+                f"preprocessing is {_shown(fields)}; give an object with the fields "
+                f"{', '.join(sorted(known))}."
+            )
         unknown, missing = set(fields) - known, known - set(fields) - {"pad_to_multiple"}
         if unknown or missing:
             raise ConfigError(
-                f"preprocessing has unknown fields {sorted(unknown)} and lacks "
+                f"preprocessing has unknown fields {sorted(unknown)[:10]} and lacks "
                 f"{sorted(missing)}; give exactly {', '.join(sorted(known))}."
             )
         values: dict[str, Any] = {
@@ -166,7 +211,7 @@ class Preprocessing:
             return dataclasses.replace(self, resize=size, crop=None, pad_to_multiple=None)
         if not is_positive_int(size):
             raise ConfigError(
-                f"size={size!r} is no size; use a positive integer, a pair (H, W), or None."
+                f"size={_shown(size)} is no size; use a positive integer, a pair (H, W), or None."
             )
         if isinstance(self.resize, tuple):
             return self.with_size((size, size))
@@ -216,3 +261,17 @@ IMAGENET = Preprocessing(
     channel_order="RGB",
 )
 """What most published ImageNet checkpoints expect, torchvision's first ones among them."""
+
+
+def reduction(preprocessing: Preprocessing, height: int, width: int) -> int:
+    """Return by how much ``decode="fast"`` divides the sides of an upright H×W JPEG.
+
+    Returns:
+        8, 4, 2 or 1: what leaves at least twice the size after the resize. 1 without a resize, and
+        with ``"nearest"``, which has no antialiasing that a reduced picture could take over.
+    """
+    if preprocessing.resize is None or preprocessing.interpolation == "nearest":
+        return 1
+    to_height, to_width = preprocessing.resized_size(height, width)
+    spare = min(height // (_SPARE * to_height), width // (_SPARE * to_width))
+    return next((factor for factor in _FACTORS if factor <= spare), 1)

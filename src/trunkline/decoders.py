@@ -1,0 +1,150 @@
+"""What Pillow is asked for, and what may come of it: a picture, or an ``ImageError``."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from trunkline.errors import ImageError, TrunklineError
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded, in pixels: Pillow's own warning level, 256 MB as RGB."""
+
+MAX_SIDE = 1 << 20
+"""Longest side of a picture: rows and what a resize needs for each take memory of their own."""
+
+# Photos only. Pillow also opens formats that start other programs (EPS) or that draw text; a folder
+# of strangers' files must not reach those. HEIF counts once a plugin such as pillow-heif is there.
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+_TIFF_TILE = 322, 323
+
+
+@contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """Make an ``ImageError`` of whatever goes wrong with a picture: decoders raise nearly anything.
+
+    Raises:
+        ImageError: Something that is no error of ours was raised.
+    """
+    try:
+        yield
+    except TrunklineError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} needs more memory than there is; give a smaller max_pixels, or make it "
+            "smaller first."
+        ) from error
+    except Exception as error:
+        raise ImageError(
+            f"{name} is damaged or cut short ({error}); copy or download it again."
+        ) from error
+
+
+def open_image(file: BinaryIO, name: str) -> Image.Image:
+    """Read the header of a picture. Pillow's bomb warning is ours to raise, by ``max_pixels``.
+
+    Args:
+        file: Which it may go on reading from.
+        name: For the error's text.
+
+    Raises:
+        ImageError: It is no picture of ``FORMATS``, damaged, or above Pillow's own limit.
+    """
+    Image.init()
+    formats = [known for known in FORMATS if known in Image.OPEN]
+    with decoding(name), remarks.ignored():
+        try:
+            return Image.open(file, formats=formats)
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{name} is no photo, or only the beginning of one; give a file of "
+                f"{', '.join(formats)}."
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{name} is too large: {error} If you trust it, raise max_pixels and "
+                "PIL.Image.MAX_IMAGE_PIXELS."
+            ) from error
+
+
+def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Refuse a picture by its header, before memory is taken for it.
+
+    Args:
+        image: Its pixels need not be loaded.
+        name: For the error's text.
+        max_pixels: That it may have.
+
+    Raises:
+        ImageError: It has no pixels, too many, a side above ``MAX_SIDE``, or tiles above
+            ``MAX_PIXELS``, which a decoder takes whole even where the picture is smaller.
+    """
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels: {width}x{height}; give an image that has some.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} is {width}x{height}, above the limit of {max_pixels} pixels; "
+            "if you trust it, give decode_image a larger max_pixels, or make it smaller first."
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name} is {width}x{height}, and a side has at most {MAX_SIDE} pixels; "
+            "cut it into pieces first."
+        )
+    tile = _tile(image)
+    if math.prod(tile) > MAX_PIXELS:
+        raise ImageError(
+            f"{name} is made of tiles of {tile[0]}x{tile[1]}, above the limit of {MAX_PIXELS} "
+            "pixels; save it with smaller ones."
+        )
+
+
+def _tile(image: Image.Image) -> tuple[int, int]:
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    width, height = (tags.get(tag, 0) for tag in _TIFF_TILE)
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else (0, 0)
+
+
+class _Remarks:
+    """Keeps Pillow's warnings quiet while any thread of this process decodes.
+
+    Filters belong to the process: threads that set and restored them in turn would leave them set.
+    So the first thread that comes in sets them, and the last one that goes restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Ignore what Pillow, and only Pillow, warns of within the block."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                for category in (UserWarning, Image.DecompressionBombWarning):
+                    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._filters.__exit__(None, None, None)
+
+
+remarks = _Remarks()
+"""Of this process."""
