@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from trunkline.extraction.sources import Source, list_items
 
 PHOTOS = ("a/1.jpg", "a/2.JPEG", "b.jpg", "c/d/3.jpg", "e.jpg")
 
@@ -33,3 +35,16 @@ def photos(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("not an image")
     (folder / ".hidden.jpg").write_bytes(b"left by another program")
     return folder
+
+
+@pytest.fixture
+def assert_continues_anywhere() -> Callable[[Source], None]:
+    """Behind each of its images a listing goes on as the first one did."""
+
+    def check(source: Source) -> None:
+        whole = list(list_items(source))
+        assert len(whole) > 1
+        for count, item in enumerate(whole, 1):
+            assert list(list_items(source, item, count)) == whole[count:]
+
+    return check

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import Source, list_items, source_of
 from trunkline.images import image_suffixes
+
+Check = Callable[[Source], None]
 
 SORTED = ["a/1.jpg", "a/2.JPEG", "b.jpg", "c/d/3.jpg", "e.jpg"]
 
@@ -32,14 +34,9 @@ def touch(folder: Path, *names: str) -> None:
         path.write_bytes(name.encode())
 
 
-def assert_continues_anywhere(source: Source) -> None:
-    whole = list(list_items(source))
-    assert len(whole) > 1
-    for count, item in enumerate(whole, 1):
-        assert list(list_items(source, item, count)) == whole[count:]
-
-
-def test_folder_is_listed_in_order_without_hidden_and_other_files(photos: Path) -> None:
+def test_folder_is_listed_in_order_without_hidden_and_other_files(
+    photos: Path, assert_continues_anywhere: Check
+) -> None:
     source = source_of(photos)
     assert source == Source(kind="folder", location=str(photos))
     listed = list(list_items(source))
@@ -55,7 +52,9 @@ def test_hidden_folders_are_left_out_unless_they_are_what_was_asked_for(tmp_path
     assert keys(source_of(f"{tmp_path}/.c*/*")) == [".cache/x.jpg"]
 
 
-def test_names_are_ordered_folder_by_folder_rather_than_as_texts(tmp_path: Path) -> None:
+def test_names_are_ordered_folder_by_folder_rather_than_as_texts(
+    tmp_path: Path, assert_continues_anywhere: Check
+) -> None:
     touch(tmp_path, "a/z.jpg", "a-b.jpg", "a.jpg", "A.jpg")  # "-" and "." come before "/"
     assert keys(source_of(tmp_path)) == ["A.jpg", "a/z.jpg", "a-b.jpg", "a.jpg"]
     assert_continues_anywhere(source_of(tmp_path))
@@ -164,7 +163,9 @@ def test_links_to_folders_are_followed_but_not_in_circles(photos: Path, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_names_that_are_not_utf8_are_kept_and_can_be_read(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_kept_and_can_be_read(
+    tmp_path: Path, assert_continues_anywhere: Check
+) -> None:
     folder = tmp_path / "photos"
     touch(folder, "caf%E9.jpg")
     raw = os.fsencode(folder) + b"/caf\xe9.jpg"
@@ -180,7 +181,9 @@ def test_names_that_are_not_utf8_are_kept_and_can_be_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_everything_works_below_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+def test_everything_works_below_a_folder_whose_name_is_not_utf8(
+    tmp_path: Path, assert_continues_anywhere: Check
+) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     touch(folder, "a.jpg", "b.jpg", "list.txt")
     (folder / "list.txt").write_text("b.jpg\na.jpg\n")
@@ -220,7 +223,7 @@ def test_name_that_exists_is_no_glob(tmp_path: Path) -> None:
     assert keys(source_of(tmp_path / "photos[1]/*")) == ["photos1/y.jpg"]
 
 
-def test_list_gives_its_lines_in_order(tmp_path: Path) -> None:
+def test_list_gives_its_lines_in_order(tmp_path: Path, assert_continues_anywhere: Check) -> None:
     touch(tmp_path, "x/one.bin")
     lines = ["x/one.bin", "", "  ", f"{tmp_path}/two.jpg", "s3://bucket/three.jpg", "a b .jpg "]
     path = tmp_path / "list.txt"

@@ -1,10 +1,13 @@
 """Paths and URLs: which of them are on this machine, how they are written down, how opened.
 
-A location is a text: a local path, or a URL that fsspec knows (``s3://…``, ``zip://…::s3://…``).
-It must be valid UTF-8 to be kept in a table, which a file name on Linux need not be; such a path
-is written as a ``file://`` URL with percent signs, which is a path again when it is opened.
+A location is a text: a local path, a URL of one of ``PROTOCOLS``, or a chain, which is a file in an
+archive that is at a location: ``zip://inside/a.jpg::s3://bucket/all.zip``. Chains are taken apart
+here and never by fsspec, so that no link of one can be of a protocol that is not allowed.
 
-Nothing here imports PyTorch; fsspec is imported when the first URL is opened.
+A location must be valid UTF-8 to be kept in a table, which a file name on Linux need not be; such a
+path is written as a ``file://`` URL with percent signs, which is a path again when it is opened.
+
+Nothing here imports PyTorch; fsspec is imported when the first URL that needs it is opened.
 """
 
 from __future__ import annotations
@@ -16,16 +19,37 @@ from functools import lru_cache
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote, unquote_to_bytes
 
-from trunkline.errors import SourceError
+from trunkline.errors import SourceError, TrunklineError
+from trunkline.extraction.archive_files import ARCHIVES, Archive
+from trunkline.extraction.web import SCHEMES, Web
+from trunkline.files import absolute
 from trunkline.images import image_suffixes
 from trunkline.runtimes.optional import require
 
 OPEN_ARCHIVES = 8
 """Archives behind URLs (``zip://…::s3://…``) that a process keeps open."""
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
+PROTOCOLS = (
+    *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs", "sftp", "ssh"),
+    *("hf", "memory"),
+)
+"""Of URLs that are read, ``zip`` and ``tar`` in front of them apart; they fetch, and no more."""
+
+_DEEPEST = 4  # archives in one another
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._\-]*)(://|::)")
 _FILE = "file://"
 _GLOB, _WEB_GLOB = re.compile(r"[*?\[]"), re.compile(r"[*\[]")
+_WHY_NOT = {
+    **dict.fromkeys(("reference",), "it reads other files that a file of instructions names"),
+    **dict.fromkeys(("dir", "generic", "asynclocal", "async_wrapper"), "it stands for another one"),
+    **dict.fromkeys(
+        ("simplecache", "filecache", "blockcache", "cached"), "it writes copies to this machine"
+    ),
+    **dict.fromkeys(("git", "github", "gist", "dvc", "lakefs"), "it interprets a repository"),
+    **dict.fromkeys(("dask", "jupyter", "jlab", "pyscript"), "it works through another program"),
+    "libarchive": "it interprets whatever an archive may be",
+    "data": "it holds its content itself",
+}
 
 
 def is_image_name(name: str) -> bool:
@@ -50,12 +74,17 @@ def local_path(location: str) -> str | None:
     """
     if not is_url(location):
         return location
-    if not location.lower().startswith(_FILE) or "::" in location:
+    if not location.lower().startswith(_FILE):
         return None
     path = location[len(_FILE) :].removeprefix("localhost")
     if os.name == "nt":
         path = path.lstrip("/")
-    return os.fsdecode(unquote_to_bytes(path))
+    return os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+
+
+def is_here(location: str) -> bool:
+    """Say whether a file, or the archive that holds it, is a local file."""
+    return local_path(_links(location)[-1]) is not None
 
 
 def is_utf8(text: str) -> bool:
@@ -91,8 +120,27 @@ def joined(folder: str, relative: str) -> str:
 
 
 def resolved(folder: str, location: str) -> str:
-    """Return a location that is written relative to a folder; URLs and absolute paths stay."""
-    return location if is_url(location) or os.path.isabs(location) else joined(folder, location)
+    """Return a location that is written relative to a folder; URLs and absolute paths stay.
+
+    Of a chain the last link is what may be relative.
+    """
+    *links, last = _links(location)
+    stays = is_url(last) or os.path.isabs(last)
+    return "::".join([*links, last if stays else joined(folder, last)])
+
+
+def anchored(location: str) -> str:
+    """Return a location that means the same in any working directory.
+
+    Raises:
+        ConfigError: It is relative, and the working directory was removed.
+    """
+    *links, last = _links(location)
+    path = local_path(last)
+    if path is not None:
+        path = os.path.normpath(absolute(path))
+        last = path.replace(os.sep, "/") if os.name == "nt" else path
+    return "::".join([*links, last])
 
 
 def split_name(location: str) -> tuple[str, str]:
@@ -125,39 +173,77 @@ def relative_name(folder: str, location: str) -> str | None:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL, and the path in it.
+    """Return what reads a URL, with the methods of fsspec's file systems, and the path in it.
 
     Raises:
         NotInstalledError: fsspec is not installed.
-        SourceError: No such scheme, or its library is missing.
+        SourceError: A protocol that is not allowed, or whose library is missing; no such archive.
     """
     head, tail = _split_chain(url)
-    scheme, separator, _ = head.partition("://")
-    if not tail or "::" in scheme:
-        return _connected(url)
-    filesystem = _archive(f"{scheme}{separator}{tail}")
-    return filesystem, filesystem._strip_protocol(head)
+    if tail:
+        if len(_links(url)) > _DEEPEST + 1:
+            raise SourceError(
+                f"{url} is more than {_DEEPEST} archives in one another; unpack some of them."
+            )
+        kind, _, inside = head.partition("://")
+        return _archive(kind.lower(), tail.removeprefix("::")), inside
+    scheme = url.partition("://")[0].lower()
+    if scheme in SCHEMES:
+        return Web(), url
+    _check_protocol(url)
+    return _connected(scheme, url)
+
+
+def _check_protocol(url: str) -> None:
+    found = _SCHEME.match(url)
+    scheme = found[1].lower() if found else ""
+    if scheme in ARCHIVES:
+        raise SourceError(
+            f"{url} does not say which archive it is in; write {scheme}://a.jpg::s3://b/all.{scheme}."
+        )
+    if scheme not in PROTOCOLS or (found and found[2] == "::"):
+        reason = _WHY_NOT.get(scheme, "only what fetches files, and interprets nothing, is read")
+        raise SourceError(
+            f"{url} cannot be opened: the protocol {scheme!r} is not allowed ({reason}). Give a "
+            f"local path, a URL of one of {', '.join(PROTOCOLS)}, or zip://… or tar://… in front "
+            "of one, such as zip://a.jpg::s3://b/all.zip."
+        )
 
 
 @lru_cache(maxsize=OPEN_ARCHIVES)
-def _archive(url: str) -> Any:
-    """Open what files are inside of; fsspec would do so again for every file."""
-    return _connected(url)[0]
+def _archive(kind: str, location: str) -> Archive:
+    """Open what files are inside of, once for all of them."""
+    try:
+        file = open_location(location)
+        try:
+            return Archive(kind, file, location)
+        except BaseException:
+            file.close()
+            raise
+    except TrunklineError:
+        raise
+    except Exception as error:  # drivers and damaged archives raise nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SourceError(
+            f"{location} cannot be read as a {kind}: {reason}. Copy or download it again."
+        ) from error
 
 
-def _connected(url: str) -> tuple[Any, str]:
+def _connected(scheme: str, url: str) -> tuple[Any, str]:
     fsspec = require("fsspec", "reading from a URL")
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        # What fsspec.core.url_to_fs does with one link; that would look for more of them in a name.
+        driver = fsspec.get_filesystem_class(scheme)
+        url = scheme + url[len(scheme) :]  # in small letters
+        return driver(**driver._get_kwargs_from_urls(url)), driver._strip_protocol(url)
     except ImportError as error:
         raise SourceError(
             f"{url} needs a library that is not installed: {error}. Install it with pip."
         ) from error
     except Exception as error:  # drivers raise their own: credentials, hosts, addresses
         raise SourceError(
-            f"{url} cannot be opened: {error}. Give a local path, or a URL that fsspec knows."
+            f"{url} cannot be opened: {error}. Check the address, or give a local path."
         ) from error
-    return found
 
 
 def open_location(location: str) -> BinaryIO:
@@ -220,10 +306,23 @@ def _refuse_special(mode: int) -> None:
 
 
 def _split_chain(location: str) -> tuple[str, str]:
-    """Return the part that holds the path, with what is before it, and what is behind it."""
-    if not is_url(location):
+    """Return the part that holds the path, and ``::`` with the archive that it is in, if any."""
+    found = _SCHEME.match(location)
+    if found is None or found[1].lower() not in ARCHIVES:
         return location, ""
-    pieces = location.split("::")
-    index = next((i for i, piece in enumerate(pieces) if "://" in piece), 0)
-    behind = pieces[index + 1 :]
-    return "::".join(pieces[: index + 1]), "".join(f"::{piece}" for piece in behind)
+    head, separator, behind = location.partition("::")
+    return head if "://" in head else f"{head}://", separator + behind
+
+
+def _links(location: str) -> list[str]:
+    """Return a file, the archive that it is in, the one that this is in, and so on.
+
+    Of a chain that is too deep the last is what is left of it.
+    """
+    links = [location]
+    while len(links) <= _DEEPEST + 1:
+        head, tail = _split_chain(links[-1])
+        if not tail:
+            break
+        links[-1:] = [head, tail.removeprefix("::")]
+    return links

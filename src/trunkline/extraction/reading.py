@@ -8,15 +8,14 @@ imports PyTorch.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Hashable
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 from trunkline.errors import ImageError, TrunklineError
 from trunkline.extraction.locations import (
     filesystem_of,
+    is_here,
     local_path,
     open_location,
     open_regular,
@@ -25,13 +24,12 @@ from trunkline.extraction.locations import (
 )
 from trunkline.extraction.records import Item
 from trunkline.extraction.sources import Source
+from trunkline.extraction.tables import ImageColumn
+from trunkline.extraction.tars import is_possible
 from trunkline.images import MAX_BYTES
-from trunkline.runtimes.optional import require
 
 OPEN_TARS = 16
 OPEN_TABLES = 4
-_BATCH_ROWS = 16  # of a Parquet file, decoded at once: their images are in memory together
-_BUFFER_BYTES = 1 << 20
 
 
 class _Closable(Protocol):
@@ -44,27 +42,29 @@ Opened = TypeVar("Opened", bound=_Closable)
 _lock = threading.RLock()  # an open file has one position, whoever reads
 
 
-def read_bytes(source: Source, item: Item) -> bytes:
+def read_bytes(source: Source, item: Item, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the file of one image, as it is.
 
     Args:
         source: That the item was listed from.
         item: Which one.
+        max_bytes: Of a larger one no more than this is read, whatever compresses it on its way.
 
     Returns:
-        At least one byte and at most ``trunkline.images.MAX_BYTES``.
+        At least one byte and at most ``max_bytes``.
 
     Raises:
         ImageError: It has vanished, may not be read, is empty, too large, cut short, no regular
-            file, or a null in its table; its host or driver failed. The text names it.
+            file, or a null in its table; its host or driver failed; it is a file of this machine
+            in a list of elsewhere. The text names it.
     """
     try:
         if item.start is None:
-            content = _read_file(item.path)
+            content = _read_file(item.path, source.location, max_bytes)
         elif source.kind == "tar":
-            content = _read_member(item)
+            content = _read_member(item, max_bytes)
         else:
-            content = _read_row(source, item)
+            content = _read_row(source, item, max_bytes)
     except ImageError:
         raise
     except TrunklineError as error:
@@ -74,7 +74,7 @@ def read_bytes(source: Source, item: Item) -> bytes:
         raise ImageError(f"{_name(item)} cannot be read: {reason}.") from error
     if not content:
         raise ImageError(f"{_name(item)} is empty; copy or download it again.")
-    _check_size(len(content), _name(item))
+    _check_size(len(content), _name(item), max_bytes)
     return content
 
 
@@ -89,21 +89,26 @@ def _name(item: Item) -> str:
     return item.path if item.start is None else f"{item.key} in {item.path}"
 
 
-def _check_size(size: int, name: str) -> None:
-    if size > MAX_BYTES:
+def _check_size(size: int, name: str, max_bytes: int) -> None:
+    if size > max_bytes:
         raise ImageError(
-            f"{name} has more than the {MAX_BYTES} bytes that an image may have; "
-            "leave it out, or make it smaller."
+            f"{name} has more than the {max_bytes} bytes that an image may have; "
+            "leave it out, make it smaller, or give a larger max_bytes if you trust it."
         )
 
 
-def _read_file(location: str) -> bytes:
+def _read_file(location: str, named_by: str, max_bytes: int) -> bytes:
     path = local_path(location)
+    if is_here(location) and not is_here(named_by):
+        raise ImageError(
+            f"{location} is a file of this machine, and {named_by}, which names it, is not; a list "
+            "that may name local files has to be a local file itself."
+        )
     if path is None:
         # A range, because a host may answer without end; nothing is asked beforehand.
-        return _read_range(location, 0, MAX_BYTES + 1)
+        return _read_range(location, 0, max_bytes + 1)
     with open_regular(path, buffering=0) as file:
-        _check_size(file.seek(0, 2), location)
+        _check_size(file.seek(0, 2), location, max_bytes)
         file.seek(0)
         return file.read()
 
@@ -114,15 +119,16 @@ def _read_range(url: str, start: int, end: int) -> bytes:
     return content
 
 
-def _read_member(item: Item) -> bytes:
+def _read_member(item: Item, max_bytes: int) -> bytes:
     start, size = item.start or 0, item.size or 0
-    _check_size(size, _name(item))
     path = local_path(item.path)
     if path is None:
+        _check_member(item, size if size >= 0 else 0, max_bytes)
         content = _read_range(item.path, start, start + size) if size else b""
     else:
         with _lock:
             file = _tars.get(path)
+            _check_member(item, file.seek(0, 2), max_bytes)
             file.seek(start)
             content = file.read(size)
     if len(content) != size:
@@ -133,7 +139,17 @@ def _read_member(item: Item) -> bytes:
     return content
 
 
-def _read_row(source: Source, item: Item) -> bytes:
+def _check_member(item: Item, tar_bytes: int, max_bytes: int) -> None:
+    size = item.size or 0
+    if not is_possible(size, tar_bytes):
+        raise ImageError(
+            f"{_name(item)} has {size} bytes by its header, which cannot be; nothing behind it in "
+            "that tar could be found. Copy or download the tar again."
+        )
+    _check_size(size, _name(item), max_bytes)
+
+
+def _read_row(source: Source, item: Item, max_bytes: int) -> bytes:
     with _lock:
         value: Any
         key = (item.path, str(source.column))
@@ -151,7 +167,7 @@ def _read_row(source: Source, item: Item) -> bytes:
         raise ImageError(
             f"row {item.start} of {item.path} has no image in column {source.column!r}: it is null."
         )
-    return _read_file(resolved(split_name(item.path)[0], path))
+    return _read_file(resolved(split_name(item.path)[0], path), item.path, max_bytes)
 
 
 class _Recent(Generic[Key, Opened]):
@@ -181,58 +197,10 @@ class _Recent(Generic[Key, Opened]):
             self._opened.popitem()[1].close()
 
 
-class _Table:
-    """One column of a Parquet file, read in rising order a few rows at a time.
-
-    A row group may be larger than memory, so it is never held whole; going back in it reads it
-    again from its start.
-    """
-
-    def __init__(self, location: str, column: str) -> None:
-        parquet = require("pyarrow.parquet", "reading images from Parquet")
-        self._location, self._column = location, column
-        self._file = open_location(location)
-        try:
-            self._parquet = parquet.ParquetFile(
-                self._file, pre_buffer=False, buffer_size=_BUFFER_BYTES
-            )
-        except BaseException:
-            self._file.close()
-            raise
-        metadata = self._parquet.metadata
-        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        self._starts = [0, *accumulate(groups)]  # rows before each group, and all
-        self._group = -1
-        self._batches: Iterator[Any] = iter(())
-        self._batch: Any = None
-        self._first = 0  # row of the group that the batch begins with
-
-    def value(self, row: int) -> Any:
-        """Return what the column holds in a row, as a Python value."""
-        if not 0 <= row < self._starts[-1]:
-            raise ImageError(
-                f"{self._location} has {self._starts[-1]} rows, not a row {row}; it has changed."
-            )
-        group = bisect_right(self._starts, row) - 1
-        offset = row - self._starts[group]
-        if group != self._group or offset < self._first:
-            self._open_group(group)
-        while self._batch is None or offset >= self._first + self._batch.num_rows:
-            self._first += 0 if self._batch is None else self._batch.num_rows
-            self._batch = next(self._batches)
-        return self._batch.column(0)[offset - self._first].as_py()
-
-    def _open_group(self, group: int) -> None:
-        self._batches = self._parquet.iter_batches(
-            _BATCH_ROWS, row_groups=[group], columns=[self._column], use_threads=False
-        )
-        self._group, self._batch, self._first = group, None, 0
-
-    def close(self) -> None:
-        """Close the file."""
-        self._parquet.close()
-        self._file.close()
+def _open_column(key: tuple[str, str]) -> ImageColumn:
+    location, column = key
+    return ImageColumn(open_location(location), location, column)
 
 
 _tars: _Recent[str, BinaryIO] = _Recent(OPEN_TARS, open_regular)
-_tables: _Recent[tuple[str, str], _Table] = _Recent(OPEN_TABLES, lambda key: _Table(*key))
+_tables: _Recent[tuple[str, str], ImageColumn] = _Recent(OPEN_TABLES, _open_column)

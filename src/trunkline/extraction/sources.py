@@ -25,8 +25,9 @@ from itertools import islice
 from typing import Any, BinaryIO, Literal, get_args
 
 from trunkline.errors import ConfigError, SourceError
-from trunkline.extraction.archives import list_table, list_tar, pick_column
+from trunkline.extraction.archives import find_column, list_table, list_tar
 from trunkline.extraction.locations import (
+    anchored,
     filesystem_of,
     is_hidden,
     is_image_name,
@@ -44,7 +45,6 @@ from trunkline.extraction.locations import (
 )
 from trunkline.extraction.records import Item
 from trunkline.extraction.walking import EVERYTHING, Names, Pattern, walk
-from trunkline.files import absolute
 
 Kind = Literal["folder", "glob", "list", "parquet", "tar"]
 
@@ -127,7 +127,7 @@ def source_of(
     location = _absolute(src)
     kind = _kind_of(location, table=column is not None or key_column is not None)
     if kind == "parquet":
-        chosen = pick_column(location, column, key_column)
+        chosen = find_column(location, column, key_column)
         return Source(kind=kind, location=location, column=chosen, key_column=key_column)
     if column is not None or key_column is not None:
         raise ConfigError(
@@ -177,11 +177,11 @@ def _absolute(src: str | os.PathLike[str]) -> str:
         )
     if not given:
         raise SourceError(f"a source is one path or URL, got an empty text. {_ALLOWED}")
-    path = local_path(given)
-    if path is None:
-        return given
-    path = os.path.normpath(absolute(path))
-    return path.replace(os.sep, "/") if os.name == "nt" else path
+    try:
+        os.fsencode(given)
+    except ValueError as error:  # surrogates that stand for no byte
+        raise SourceError(f"{given} is no path: {error}. {_ALLOWED}") from error
+    return anchored(given)
 
 
 def _kind_of(location: str, *, table: bool) -> Kind:

@@ -27,6 +27,7 @@ RUN_NAMES = 200_000
 """Names of one folder that are sorted in memory, about 30 MB; of more, runs go to a file."""
 
 _READ_BYTES = 1 << 16
+_DEEPEST = 100  # folders in one another behind a URL, where a host may have any number of them
 _ANY_DEPTH = "**"
 
 Names = tuple[str, ...]
@@ -153,6 +154,11 @@ def _entered(folder: _Folder, name: str, pattern: Pattern) -> _Folder | None:
         if identity is None or identity in lineage:
             return None
         lineage = (*lineage, identity)
+    elif len(folder.names) >= _DEEPEST:
+        raise SourceError(
+            f"{location} is the {_DEEPEST}th folder in another, as if there were no end of them; "
+            "give a folder further down."
+        )
     continued = folder.behind[1:] if folder.behind[:1] == (name,) else ()
     return _Folder(location, (*folder.names, name), states, continued, lineage)
 
@@ -162,7 +168,7 @@ def _identity(path: str) -> tuple[int, int] | None:
         found = os.stat(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the second for a NUL in a name
         raise _unreadable(path, error) from error
     return found.st_dev, found.st_ino
 
