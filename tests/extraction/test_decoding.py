@@ -69,6 +69,10 @@ def test_images_that_fail(decoding: Decoding, tmp_path: Path) -> None:
     decoded, found = decode_item(small, item)
     assert (decoded.row.status, decoded.row.width, found) == ("failed", None, None)
     assert "100" in (decoded.row.error or "")
+    short = dataclasses.replace(decoding, max_bytes=99)
+    decoded, found = decode_item(short, item)
+    assert (decoded.row.status, decoded.row.sha256, found) == ("failed", None, None)
+    assert "more than the 99 bytes" in (decoded.row.error or "")
 
 
 def test_workers_fill_the_slots_in_order(decoding: Decoding) -> None:
@@ -114,7 +118,7 @@ def test_images_of_sizes_of_their_own(decoding: Decoding) -> None:
 def test_plain_values_and_back(decoding: Decoding) -> None:
     fields = decoding.to_dict()
     assert Decoding.from_dict(decoding.source, fields) == decoding
-    assert set(fields) == {"preprocessing", "decode", "max_pixels"}
+    assert set(fields) == {"preprocessing", "decode", "max_pixels", "max_bytes"}
 
 
 def test_processes_that_all_died_at_a_moment_without_work_are_replaced(decoding: Decoding) -> None:

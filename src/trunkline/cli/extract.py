@@ -108,6 +108,9 @@ def run_command(  # one parameter per flag
     max_pixels: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Larger images fail.")
     ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Larger files fail, read no further.")
+    ] = None,
     column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of a .parquet source: paths or bytes.")
     ] = None,
@@ -195,6 +198,7 @@ def run_command(  # one parameter per flag
             preprocessing=_preprocessing(network, size, pad),
             decode=cast(Any, decode),
             **({} if max_pixels is None else {"max_pixels": max_pixels}),
+            **({} if max_bytes is None else {"max_bytes": max_bytes}),
             column=column,
             key_column=key_column,
             runtime=runtime,

@@ -14,7 +14,7 @@ from trunkline.errors import ImageError
 from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item, Row, as_utf8
 from trunkline.extraction.sources import Source
-from trunkline.images import MAX_PIXELS, Decode, decode_photo, pixels
+from trunkline.images import MAX_BYTES, MAX_PIXELS, Decode, decode_photo, pixels
 from trunkline.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -29,12 +29,14 @@ class Decoding:
         preprocessing: Its sizes and its interpolation are used.
         decode: See ``trunkline.images.decode_photo``.
         max_pixels: Larger images fail.
+        max_bytes: Larger files fail; of what comes through a network no more is read.
     """
 
     source: Source
     preprocessing: Preprocessing
     decode: Decode = "exact"
     max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
 
     def to_dict(self) -> dict[str, Any]:
         """Return what of this decides the numbers, as plain values."""
@@ -42,6 +44,7 @@ class Decoding:
             "preprocessing": self.preprocessing.to_dict(),
             "decode": self.decode,
             "max_pixels": self.max_pixels,
+            "max_bytes": self.max_bytes,
         }
 
     @classmethod
@@ -80,7 +83,7 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
     started = read = time.perf_counter()
     row = failed_row(item, "")
     try:
-        data = read_bytes(decoding.source, item)
+        data = read_bytes(decoding.source, item, max_bytes=decoding.max_bytes)
         read = time.perf_counter()
         row = replace(row, sha256=hashlib.sha256(data).hexdigest())
         photo = decode_photo(
@@ -88,6 +91,7 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
             decoding.preprocessing,
             decode=decoding.decode,
             max_pixels=decoding.max_pixels,
+            max_bytes=decoding.max_bytes,
         )
         values = pixels(photo, decoding.preprocessing)
     except ImageError as error:

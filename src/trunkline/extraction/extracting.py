@@ -25,7 +25,7 @@ from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.sources import source_of
 from trunkline.extraction.store import Store
-from trunkline.images import MAX_PIXELS
+from trunkline.images import MAX_BYTES, MAX_PIXELS
 from trunkline.photos import DECODES, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
 from trunkline.runtimes.engine import check_threads
@@ -52,6 +52,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     preprocessing: Preprocessing | None = None,
     decode: Decode = "exact",
     max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
     column: str | None = None,
     key_column: str | None = None,
     runtime: str = "auto",
@@ -92,6 +93,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         preprocessing: None takes what the weights expect.
         decode: "fast" decodes large JPEGs at reduced scale; see ``docs/images.md``.
         max_pixels: Larger images fail.
+        max_bytes: Larger files fail; of what comes through a network no more is read.
         column: Of a Parquet source: paths or bytes. None finds it.
         key_column: Of a Parquet source: keys. None takes paths or row numbers.
         runtime: Engine, see ``deploy``.
@@ -148,7 +150,11 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         backbone=backbone,
         source=source,
         decoding=Decoding(
-            source=source, preprocessing=chosen, decode=decode, max_pixels=max_pixels
+            source=source,
+            preprocessing=chosen,
+            decode=decode,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
         ),
         levels=levels,
         pool=check_pool(pool or ("none" if maps else "avg")),
@@ -202,6 +208,8 @@ def _check_numbers(
     threads: int | None,
 ) -> None:
     for name, value in (
+        ("max_pixels", asked.decoding.max_pixels),
+        ("max_bytes", asked.decoding.max_bytes),
         ("batch_size", asked.batch_size),
         ("shard_size", asked.shard_size),
         ("workers", workers),
