@@ -18,7 +18,7 @@ from fsspec.registry import known_implementations
 from pyarrow import parquet
 
 from trunkline.errors import ImageError, SourceError
-from trunkline.extraction import locations
+from trunkline.extraction import archive_files, locations
 from trunkline.extraction.archive_files import ARCHIVES
 from trunkline.extraction.locations import PROTOCOLS, filesystem_of, is_here, resolved
 from trunkline.extraction.reading import close_files, read_bytes
@@ -216,6 +216,18 @@ def test_member_of_a_zip_is_read_no_further_than_it_may(tmp_path: Path) -> None:
     (tmp_path / "y.zip").write_bytes(zip_of({"x.jpg": b"x"}, compression=zipfile.ZIP_BZIP2))
     with pytest.raises(ImageError, match="must be packed with deflate, or without compression"):
         read_bytes(FOLDER, Item("x", f"zip://x.jpg::{tmp_path}/y.zip"))
+
+
+def test_archive_of_nothing_but_folders_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_files, "MOST_FOLDERS", 50)
+    names = {f"{number}/{number}/x.jpg": b"" for number in range(30)}
+    for make in (zip_of, tar_of):
+        (tmp_path / "x").write_bytes(make(names))
+        kind = "zip" if make is zip_of else "tar"
+        with pytest.raises(SourceError, match="has more than 50 folders; pack it again with fewer"):
+            source_of(f"{kind}://::{tmp_path}/x")
 
 
 def test_large_archive_is_listed_in_time_that_grows_with_it(tmp_path: Path) -> None:

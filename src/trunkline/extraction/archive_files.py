@@ -18,6 +18,9 @@ from trunkline.extraction.tars import Member, is_possible, length_of, members
 
 ARCHIVES = ("zip", "tar")
 
+MOST_FOLDERS = 200_000
+"""In one archive: a kilobyte of memory each, where a name of the archive has a few bytes for it."""
+
 _NAME_BYTES, _NAME_DEPTH = 4096, 100  # a path of Linux has no more; folders in one another
 # The library decompresses other kinds without a limit: a few bytes may become gigabytes at once.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -70,6 +73,10 @@ class Archive:
             path = f"{path}/{folder}".lstrip("/")
             self._folders.setdefault(path, set())
             self._files.setdefault(path, {})
+        if len(self._folders) > MOST_FOLDERS:
+            raise SourceError(
+                f"{self._where} has more than {MOST_FOLDERS} folders; pack it again with fewer."
+            )
         if inside is not None:
             self._files[path][last] = inside
 

@@ -39,6 +39,7 @@ _DEEPEST = 4  # archives in one another
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._\-]*)(://|::)")
 _FILE = "file://"
 _GLOB, _WEB_GLOB = re.compile(r"[*?\[]"), re.compile(r"[*\[]")
+_IN_PATH = 3  # pieces of a web address before its path; a host may be [::1]
 _WHY_NOT = {
     **dict.fromkeys(("reference",), "it reads other files that a file of instructions names"),
     **dict.fromkeys(("dir", "generic", "asynclocal", "async_wrapper"), "it stands for another one"),
@@ -285,9 +286,9 @@ def is_pattern(location: str) -> bool:
 def split_glob(location: str) -> tuple[str, list[str]]:
     """Return the folder that a glob starts from, and the names of its pattern; none if no glob."""
     head, tail = _split_chain(location)
-    special = _WEB_GLOB if _is_web(head) else _GLOB
+    special, start = (_WEB_GLOB, _IN_PATH) if _is_web(head) else (_GLOB, 0)
     names = head.split("/")
-    first = next((index for index, name in enumerate(names) if special.search(name)), None)
+    first = next((n for n, name in enumerate(names) if n >= start and special.search(name)), None)
     if first is None:
         return location, []
     folder = "/".join(names[:first])

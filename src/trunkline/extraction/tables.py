@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any, BinaryIO
 
 from trunkline.errors import ImageError, SourceError
+from trunkline.extraction.pages import page_lengths
 from trunkline.extraction.tars import length_of
 from trunkline.images import MAX_BYTES
 from trunkline.runtimes.optional import require
@@ -24,7 +25,10 @@ TEXT_BYTES = 1 << 16
 _BATCH_ROWS = 8192
 _BATCH_BYTES = 64 << 20  # of the texts of a batch: 8192 bytes each, where 4096 are a long path
 _BUFFER_BYTES = 1 << 20
-_DENSEST = 100  # how many times as long a column may be as its compressed form, once that matters
+_SMALL_BYTES = 256 << 20  # of a column or a page, which may be packed as densely as it likes
+_DENSEST = 100  # how many times as long as its packed form a larger one may be
+_LARGEST_PAGE = 1 << 31  # that a header can say
+_EXPANSION = {"UNCOMPRESSED": 1, "SNAPPY": 64, "LZ4": 256, "LZ4_RAW": 256, "GZIP": 1040}  # at most
 _PURPOSE = "reading images from Parquet"
 
 # Names that columns of images go by. Bytes come first: they need no other file.
@@ -94,27 +98,27 @@ def list_rows(
     columns = {one for one in (texts, key_column) if one is not None}
     if first >= rows or not columns:
         return rows, ((None, None) for _ in range(first, rows))
-    _check_density(plain.metadata, columns, file, path)
     measured = [one for one in columns if _is_measured(_type(schema, one))]
     opened = _opened(file, metadata=plain.metadata, read_dictionary=measured)
-    return rows, _values(opened, texts, key_column, first, path)
+    return rows, _values(opened, file, path, (texts, key_column), first)
 
 
 def _values(
-    opened: Any, column: str | None, key_column: str | None, first: int, path: str
+    opened: Any, file: BinaryIO, path: str, wanted: tuple[str | None, str | None], first: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield each row's text and key from one on, None for a column that is not asked for."""
-    columns = list({one for one in (column, key_column) if one is not None})
-    groups, skipped = list(range(opened.metadata.num_row_groups)), first
-    while skipped >= (rows := opened.metadata.row_group(groups[0]).num_rows):
-        skipped -= rows
-        del groups[0]
-    for batch in opened.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
-        whole = {one: _spelled(batch.column(one), one, path)[skipped:] for one in columns}
-        skipped = max(skipped - batch.num_rows, 0)
-        nothing = [None] * len(whole[columns[0]])
-        pairs = (whole.get(one, nothing) if one else nothing for one in (column, key_column))
-        yield from zip(*pairs, strict=True)
+    """Yield each row's text and key from one on, None for a column that is not wanted."""
+    columns, skipped = list({one for one in wanted if one is not None}), first
+    for group in range(opened.metadata.num_row_groups):
+        if skipped >= (rows := opened.metadata.row_group(group).num_rows):
+            skipped -= rows
+            continue
+        _check_density(opened.metadata, group, columns, file, path)
+        for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+            whole = {one: _spelled(batch.column(one), one, path)[skipped:] for one in columns}
+            skipped = max(skipped - batch.num_rows, 0)
+            nothing = [None] * len(whole[columns[0]])
+            pairs = (whole.get(one, nothing) if one else nothing for one in wanted)
+            yield from zip(*pairs, strict=True)
 
 
 def _spelled(values: Any, column: str, path: str) -> list[Any]:
@@ -157,7 +161,6 @@ class ImageColumn:
             if schema.names.count(column) != 1:
                 raise SourceError(f"{path} has no column {column!r} any more, or several.")
             self._leaves = _leaves(column, _type(schema, column))
-            _check_density(metadata, self._leaves, file, path)
         except BaseException:
             file.close()
             raise
@@ -172,6 +175,7 @@ class ImageColumn:
 
         Raises:
             ImageError: There is no such row.
+            SourceError: Its row group claims what cannot be.
         """
         if not 0 <= row < self._starts[-1]:
             raise ImageError(
@@ -180,6 +184,7 @@ class ImageColumn:
         group = bisect_right(self._starts, row) - 1
         offset = row - self._starts[group]
         if group != self._group or offset < self._next - 1:
+            _check_density(self._parquet.metadata, group, self._leaves, self._file, self._path)
             self._group, self._next, self._batch = group, 0, None
             self._batches = self._parquet.iter_batches(
                 1, row_groups=[group], columns=self._leaves, use_threads=False
@@ -213,19 +218,38 @@ def _rows_of_groups(metadata: Any, file: BinaryIO, path: str) -> list[int]:
     return groups
 
 
-def _check_density(metadata: Any, leaves: Collection[str], file: BinaryIO, path: str) -> None:
-    """Refuse columns that a few bytes stand for gigabytes of."""
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    for group in range(metadata.num_row_groups):
-        for index in (number for number, leaf in enumerate(paths) if leaf in leaves):
-            chunk = metadata.row_group(group).column(index)
+def _check_density(
+    metadata: Any, group: int, leaves: Collection[str], file: BinaryIO, path: str
+) -> None:
+    """Refuse columns of a row group that a few bytes stand for gigabytes of."""
+    columns = (metadata.row_group(group).column(index) for index in range(metadata.num_columns))
+    for chunk in columns:
+        if chunk.path_in_schema in leaves:
             packed = min(chunk.total_compressed_size, length_of(file))
-            if chunk.total_uncompressed_size > max(MAX_BYTES, _DENSEST * packed):
+            unpacked = max(chunk.total_uncompressed_size, _longest_page(chunk, packed, file, path))
+            if unpacked > max(_SMALL_BYTES, _DENSEST * packed):
                 raise SourceError(
-                    f"{path} holds {chunk.total_uncompressed_size} bytes of column "
-                    f"{paths[index]!r} in {packed} compressed ones; write it again in smaller "
-                    "row groups."
+                    f"{path} holds {unpacked} bytes of column {chunk.path_in_schema!r} in {packed} "
+                    "packed ones; write it again in smaller row groups."
                 )
+
+
+def _longest_page(chunk: Any, packed: int, file: BinaryIO, path: str) -> int:
+    """Return how long a page of a column says that it becomes, 0 where none can be too long."""
+    least = _EXPANSION.get(chunk.compression, _LARGEST_PAGE)
+    if packed * _DENSEST >= _LARGEST_PAGE or packed * least <= _SMALL_BYTES or least <= _DENSEST:
+        return 0
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+        start = chunk.dictionary_page_offset
+    file.seek(start)
+    try:
+        return max((unpacked for unpacked, _ in page_lengths(file.read(packed))), default=0)
+    except ValueError as error:
+        raise SourceError(
+            f"{path} is damaged in column {chunk.path_in_schema!r}: {error}. "
+            "Copy or download it again."
+        ) from error
 
 
 def _types() -> Any:
