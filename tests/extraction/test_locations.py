@@ -274,6 +274,36 @@ def test_places_are_told_apart() -> None:
     assert resolved("/p", "zip::s3://b/x.zip") == "zip://::s3://b/x.zip"
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://127.0.0.1:99999/x.jpg", "http://127.0.0.1:port/x.jpg", "http://127.0.0.1:-1/"),
+        *(
+            "http://[::1",
+            "http://[::1]x/",
+            "http://[v9.x]/",
+            "http://",
+            "https://",
+            "http:///x.jpg",
+        ),
+        *(
+            "http://" + "x" * 300 + "/",
+            "http://x..y/",
+            "http://*/",
+            "http://\0/",
+            "HTTP://\x1b[1m/",
+        ),
+        *("http://127.0.0.1:1/x.jpg", "http://user:secret@127.0.0.1:1/", "http://[::1]:1/a::b"),
+    ],
+)
+def test_address_that_is_none_is_one_failed_image(address: str) -> None:
+    with pytest.raises(ImageError, match="cannot be read: "):
+        read_bytes(FOLDER, Item("x", address))
+    for location in (address, f"{address}/x.tar", f"zip://x::{address}"):
+        with pytest.raises(SourceError):
+            list(list_items(source_of(location)))
+
+
 def test_working_directory_that_is_gone(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -70,9 +70,17 @@ def test_source_survives_json(photos: Path) -> None:
     assert Source.from_dict(json.loads(json.dumps(source.to_dict()))) == source
 
 
-@pytest.mark.parametrize("values", [{"kind": "folder"}, {"kind": "x", "location": "/"}])
-def test_values_that_are_no_source_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match=r"does not describe a source|no source is of kind 'x'"):
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"kind": "folder"}, {"kind": "x", "location": "/"}, {"kind": [], "location": "/"}, 5),
+        *({"kind": "list", "location": 5}, {"kind": "list", "location": "/", "column": [1]}),
+    ],
+)
+def test_values_that_are_no_source_are_refused(values: Any) -> None:
+    with pytest.raises(
+        SourceError, match=r"does not describe a source|no source is of kind ('x'|\[\])"
+    ):
         Source.from_dict(values)
 
 

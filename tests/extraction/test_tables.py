@@ -161,6 +161,13 @@ def test_later_part_without_the_column_is_refused(tmp_path: Path) -> None:
         list(list_items(source_of(tmp_path)))
 
 
+def test_later_part_with_another_kind_of_column_is_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "0.parquet", {"image": ["x"]})
+    write_table(tmp_path / "1.parquet", {"image": [5]})
+    with pytest.raises(SourceError, match=r"1\.parquet has int64 in column 'image', where the fil"):
+        list(list_items(source_of(tmp_path, column="image")))
+
+
 def test_null_key_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path / "x.parquet", {"image": [b"x"] * 3, "id": ["a", "b", None]})
     with pytest.raises(SourceError, match="a null key in column 'id', row 2"):

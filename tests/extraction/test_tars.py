@@ -164,6 +164,12 @@ def test_impossible_size_behind_a_url_is_a_failed_image() -> None:
     memory.rm("/tars", recursive=True)
 
 
+def test_impossible_size_in_a_chain_is_an_archive_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(member("a.jpg", b"a") + header("b.jpg", -1536) + END)
+    with pytest.raises(SourceError, match=r"x\.tar has b\.jpg of -1536 bytes by its header, which"):
+        source_of(f"tar://::{tmp_path}/x.tar")
+
+
 def test_size_that_leads_back_does_not_list_for_ever(tmp_path: Path) -> None:
     content = member("a.jpg", b"a" * 600) + pax({"size": "-1536"}) + header("b.jpg") + END
     (tmp_path / "x.tar").write_bytes(content)

@@ -218,36 +218,6 @@ def test_cookies_of_hosts_are_not_kept(host: FileHost) -> None:
     assert all("Cookie" not in headers for _, _, headers in host.requests)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        *("http://127.0.0.1:99999/x.jpg", "http://127.0.0.1:port/x.jpg", "http://127.0.0.1:-1/"),
-        *(
-            "http://[::1",
-            "http://[::1]x/",
-            "http://[v9.x]/",
-            "http://",
-            "https://",
-            "http:///x.jpg",
-        ),
-        *(
-            "http://" + "x" * 300 + "/",
-            "http://x..y/",
-            "http://*/",
-            "http://\0/",
-            "HTTP://\x1b[1m/",
-        ),
-        *("http://127.0.0.1:1/x.jpg", "http://user:secret@127.0.0.1:1/", "http://[::1]:1/a::b"),
-    ],
-)
-def test_address_that_is_none_is_one_failed_image(address: str) -> None:
-    with pytest.raises(ImageError, match="cannot be read: "):
-        read(address)
-    for location in (address, f"{address}/x.tar", f"zip://x::{address}"):
-        with pytest.raises(SourceError):
-            list(list_items(source_of(location)))
-
-
 def test_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6
@@ -374,7 +344,7 @@ PAGE = b"""<html><a href="../">up</a> <A HREF = 'b%20c.jpg'>b</A> <a href="/p/a.
 <a href="d&amp;e.jpg">d</a> <a href="a.jpg">a again</a></html>"""
 
 
-def test_page_of_a_host_is_a_folder(host: FileHost) -> None:
+def test_page_of_a_host_is_a_folder(host: FileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     page: Answer = lambda handler, body: handler.reply(200, body, Content_Type="text/html")  # noqa: E731
     always(host, "/p/", PAGE, page)
     always(host, "/p/sub/", b'<a href="y.jpg">y</a>', page)
@@ -390,6 +360,9 @@ def test_page_of_a_host_is_a_folder(host: FileHost) -> None:
     assert list(contents(source_of(f"{host.origin}/p/*.jpg"))) == ["a.jpg", "b%20c.jpg", "d&e.jpg"]
     with pytest.raises(SourceError, match="is neither a folder nor of a known kind"):
         source_of(f"{host.origin}/none")
+    monkeypatch.setattr(web, "_PAGE_BYTES", 99)
+    with pytest.raises(SourceError, match="its page is longer than 99 bytes; give a list instead"):
+        list(list_items(source))
 
 
 def test_folders_without_end_are_refused(host: FileHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,12 @@ class Archive:
         else:
             length = length_of(file)
             for member in members(file, where):
-                self._add(member.name, member if is_possible(member.size, length) else None)
+                if not is_possible(member.size, length):
+                    raise SourceError(
+                        f"{where} has {member.name} of {member.size} bytes by its header, which "
+                        "cannot be; copy or download it again."
+                    )
+                self._add(member.name, member)
 
     def _add(self, name: str, inside: _Inside | None) -> None:
         parts = [part for part in name.split("/") if part not in ("", ".")]

@@ -92,6 +92,9 @@ class Source:
             source = cls(**values)
         except TypeError as error:
             raise SourceError(f"{values!r} does not describe a source: {error}.") from error
+        texts = (source.location, source.column or "", source.key_column or "")
+        if not all(isinstance(text, str) for text in texts):
+            raise SourceError(f"{values!r} does not describe a source: its fields are texts.")
         if source.kind not in get_args(Kind):
             raise SourceError(
                 f"no source is of kind {source.kind!r}; there are {', '.join(get_args(Kind))}."

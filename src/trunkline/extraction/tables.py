@@ -94,6 +94,11 @@ def list_rows(
         if schema.names.count(wanted) != 1:
             how_many = "several columns" if wanted in schema.names else "no column"
             raise SourceError(f"{path} has {how_many} {wanted!r}, which the files before it have.")
+    if not (_is_bytes(_type(schema, column)) or _is_text(_type(schema, column))):
+        raise SourceError(
+            f"{path} has {_type(schema, column)} in column {column!r}, where the files before it "
+            "have bytes, paths or URLs."
+        )
     texts = None if _is_bytes(_type(schema, column)) else column
     columns = {one for one in (texts, key_column) if one is not None}
     if first >= rows or not columns:

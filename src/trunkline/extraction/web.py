@@ -55,10 +55,12 @@ class Web:
         with _asked(folder) as answer:
             if not answer.headers.get("Content-Type", "text/html").startswith("text/html"):
                 return []
-            page = _taken(_body(answer), _PAGE_BYTES).decode(errors="replace")
+            content = _taken(_body(answer), _PAGE_BYTES + 1)
             base = answer.url.partition("?")[0].rstrip("/") + "/"
+        if len(content) > _PAGE_BYTES:
+            raise OSError(f"its page is longer than {_PAGE_BYTES} bytes; give a list instead")
         names: dict[str, str] = {}
-        for found in _LINK.finditer(page):
+        for found in _LINK.finditer(content.decode(errors="replace")):
             address = _joined(base, html.unescape(found[1]))
             below = address.removeprefix(base) if address.startswith(base) else ""
             name, slash, _ = below.partition("/")
