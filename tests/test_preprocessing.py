@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trunkline import images
 from trunkline.errors import ConfigError, ImageError, InputError
 from trunkline.images import IMAGENET, Preprocessing, load_images, pixels, preprocess
 from trunkline.preprocessing import INTERPOLATIONS
@@ -179,6 +180,15 @@ def test_padding_of_thin_photos_has_a_limit() -> None:
         pixels(Image.new("RGB", (90_000, 1)), rule)
 
 
+def test_limit_of_padding_is_of_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = dataclasses.replace(PLAIN, pad_to_multiple=8)  # 10×9 becomes 16×16: 166 more
+    monkeypatch.setattr(images, "MAX_PIXELS", 166)
+    assert pixels(Image.new("RGB", (9, 10)), rule).shape == (16, 16, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 165)
+    with pytest.raises(ImageError, match="padding may add at most 165 pixels"):
+        pixels(Image.new("RGB", (9, 10)), rule)
+
+
 def test_warp_ignores_the_aspect_ratio() -> None:
     rule = dataclasses.replace(IMAGENET, resize=(5, 7), crop=None)
     assert preprocess(Image.new("RGB", (30, 10)), rule).shape == (3, 5, 7)
@@ -210,6 +220,8 @@ def test_with_size_keeps_the_ratio_of_resize_and_crop(
 
 
 def test_with_size_of_other_kinds() -> None:
+    wide = dataclasses.replace(IMAGENET, crop=(224, 128))  # of which the shorter side counts
+    assert (wide.with_size(64).resize, wide.with_size(64).crop) == (128, (64, 64))
     warp = IMAGENET.with_size((3, 5))
     assert (warp.resize, warp.crop) == ((3, 5), None)
     assert warp.with_size(7).resize == (7, 7)
@@ -247,6 +259,9 @@ def test_with_size_of_other_kinds() -> None:
         ("mean", [0.5, 0.5, 0.5], r"must be a tuple of three finite numbers"),
         ("interpolation", {"a": "b" * 9999}, r"interpolation=\{.*\.\.\..*\} is unknown"),
         ("mean", (123.7, 116.3, 103.5), r"lies outside value_range='0..1'; give the mean on"),
+        ("mean", (0.0, 1.1, 0.0), r"lies outside value_range='0..1'; give the mean on"),
+        ("mean", (0.5, 0.5, -0.1), r"lies outside value_range='0..1'; give the mean on"),
+        ("std", (1.0, 1.0, 1.1e6), r"must be positive, from 1e-06 to 1e\+06; 1.0 leaves"),
     ],
 )
 def test_preprocessing_is_checked_when_it_is_made(field: str, value: Any, message: str) -> None:
@@ -257,6 +272,12 @@ def test_preprocessing_is_checked_when_it_is_made(field: str, value: Any, messag
 @pytest.mark.parametrize("rule", [IMAGENET, IMAGENET.with_size((3, 4)), PLAIN, PADDED])
 def test_preprocessing_survives_json(rule: Preprocessing) -> None:
     assert Preprocessing.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_allowed() -> None:
+    for mean, value_range in (((0.0, 0.5, 1.0), "0..1"), ((0.0, 100, 255.0), "0..255")):
+        change: Any = {"mean": mean, "value_range": value_range, "std": (1e-6, 1.0, 1e6)}
+        assert dataclasses.replace(IMAGENET, **change).mean == mean
 
 
 def test_preprocessing_from_dict_is_strict() -> None:
