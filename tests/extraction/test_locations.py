@@ -207,8 +207,8 @@ def test_members_that_would_lead_elsewhere_are_refused(
 
 
 def test_member_of_a_zip_is_read_no_further_than_it_may(tmp_path: Path) -> None:
-    bomb = zip_of({"x.jpg": bytes(200 << 20)}, compression=zipfile.ZIP_DEFLATED)
-    assert len(bomb) < 300_000
+    bomb = zip_of({"x.jpg": bytes(40 << 20)}, compression=zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 60_000
     (tmp_path / "x.zip").write_bytes(bomb)
     item = Item("x", f"zip://x.jpg::{tmp_path}/x.zip")
     with pytest.raises(ImageError, match="more than the 100000 bytes"):
