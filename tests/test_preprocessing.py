@@ -189,6 +189,15 @@ def test_limit_of_padding_is_of_what_it_adds(monkeypatch: pytest.MonkeyPatch) ->
         pixels(Image.new("RGB", (9, 10)), rule)
 
 
+def test_limit_of_a_resize_is_the_largest_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = dataclasses.replace(PLAIN, resize=4)  # 2×3 becomes 4×6
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert pixels(Image.new("RGB", (3, 2)), rule).shape == (4, 6, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(ImageError, match="above the limit of 23 pixels"):
+        pixels(Image.new("RGB", (3, 2)), rule)
+
+
 def test_warp_ignores_the_aspect_ratio() -> None:
     rule = dataclasses.replace(IMAGENET, resize=(5, 7), crop=None)
     assert preprocess(Image.new("RGB", (30, 10)), rule).shape == (3, 5, 7)

@@ -121,6 +121,15 @@ def test_what_is_said_of_all_members_says_nothing_of_one() -> None:
     assert listed(everywhere + END) == []
 
 
+def test_last_member_may_end_with_the_file() -> None:
+    for content in (b"x" * 512, b"x" * 700, b""):
+        whole = header("x.jpg", len(content)) + content  # neither filled up nor with an end
+        assert listed(whole) == [("x.jpg", 512, len(content))]
+        if content:
+            with pytest.raises(SourceError, match=r"is cut short: x\.jpg has|is damaged at byte"):
+                listed(whole[:-1])
+
+
 # --- sizes that cannot be ----------------------------------------------------------------------
 
 IMPOSSIBLE = [-1, -512, -1536, -(2**40), -(2**80), 2**33, 2**62, 2**63, 2**80, 10**30]
