@@ -139,6 +139,7 @@ def job_for(schema: Schema) -> dict[str, Any]:
             "preprocessing": IMAGENET.to_dict(),
             "decode": "exact",
             "max_pixels": 1_000_000,
+            "max_bytes": 1_000_000,
         },
         "levels": names,
         "strides": [column.stride for column in schema.columns],

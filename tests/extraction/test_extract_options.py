@@ -37,6 +37,7 @@ def run(src: Path, out: Path, network: Any, **options: Any) -> None:
     [
         ({"max_pixels": 0}, "max_pixels=0 must be a positive integer"),
         ({"max_bytes": 1.5}, "max_bytes=1.5 must be a positive integer"),
+        ({"max_bytes": 2**41}, "max_bytes=2199023255552 is more than 1099511627776; choose a sm"),
         ({"batch_size": 0}, "batch_size=0 must be a positive integer"),
         ({"shard_size": -1}, "shard_size=-1 must be a positive integer"),
         ({"workers": 1.5}, "workers=1.5 must be a positive integer"),

@@ -16,7 +16,7 @@ from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import format_of
 from trunkline.extraction.jobs import continued, open_job
 from trunkline.extraction.listing import Listing
-from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, Manifest
+from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, MOST_OF_AN_IMAGE, Manifest
 from trunkline.extraction.places import check_apart, store_at
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.pooling import check_pool
@@ -207,22 +207,18 @@ def _check_numbers(
     engine: str,
     threads: int | None,
 ) -> None:
-    for name, value in (
-        ("max_pixels", asked.decoding.max_pixels),
-        ("max_bytes", asked.decoding.max_bytes),
-        ("batch_size", asked.batch_size),
-        ("shard_size", asked.shard_size),
-        ("workers", workers),
+    for name, value, most in (
+        ("max_pixels", asked.decoding.max_pixels, MOST_OF_AN_IMAGE),
+        ("max_bytes", asked.decoding.max_bytes, MOST_OF_AN_IMAGE),
+        ("batch_size", asked.batch_size, MOST_OF_A_BATCH),
+        ("shard_size", asked.shard_size, MOST_IMAGES),
+        ("workers", workers, None),
     ):
         if value is not None and not is_positive_int(value):
             raise ConfigError(f"{name}={value!r} must be a positive integer.")
-    check_threads(threads)
-    for name, value, most in (
-        ("batch_size", asked.batch_size, MOST_OF_A_BATCH),
-        ("shard_size", asked.shard_size, MOST_IMAGES),
-    ):
-        if value is not None and value > most:
+        if value is not None and most is not None and value > most:
             raise ConfigError(f"{name}={value!r} is more than {most}; choose a smaller one.")
+    check_threads(threads)
     if not timeout_seconds > 0:
         raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
     if asked.dtype not in ("float32", "float16"):

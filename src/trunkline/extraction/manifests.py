@@ -34,13 +34,15 @@ MOST_NUMBERS = 1 << 27
 """Numbers of one image's map, at most: half a gigabyte of float32."""
 MOST_OF_A_BATCH = 65_536
 """Images of a batch, at most."""
+MOST_OF_AN_IMAGE = 1 << 40
+"""Pixels of an image, and bytes of its file, that may be allowed."""
 
 _FORMAT = 2
 _KEPT_FAILURES = 100  # of a shard, in its record; the rows have all of them
 _NEW_PLACE = "restore it, or extract into a new place."
 
 Count = Annotated[int, Meta(ge=0, le=MOST_IMAGES)]
-Size = Annotated[int, Meta(ge=1, le=1 << 40)]
+Size = Annotated[int, Meta(ge=1, le=MOST_OF_AN_IMAGE)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Meta(ge=0)]
 T = TypeVar("T")
@@ -58,6 +60,7 @@ class _Images:
     preprocessing: Preprocessing
     decode: Decode
     max_pixels: Size
+    max_bytes: Size
 
 
 @dataclass(frozen=True, kw_only=True)
