@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.errors import ConfigError, StoreError, UntrustedError
+from trunkline.errors import ConfigError, ImageError, StoreError, UntrustedError
 from trunkline.extraction.data_files import is_as_written
 from trunkline.extraction.decoding import Decoding, decode_item
 from trunkline.extraction.formats import ShardFormat
@@ -294,11 +294,15 @@ def _check(
     if pixels is None:
         verdict = "failed again" if row.status == "failed" else "unreadable now"
         return RowCheck(key=item.key, verdict=verdict, difference=None)
-    if row.status == "failed":
-        return RowCheck(key=item.key, verdict="now readable", difference=None)
     batch = np.zeros((manifest.job["batch_size"], *pixels.shape), np.uint8)
     batch[0] = pixels
-    computed = computing(batch, Seconds())
+    try:
+        computed = computing(batch, Seconds())
+    except ImageError:  # the network cannot take it, see ``computing``
+        verdict = "failed again" if row.status == "failed" else "unreadable now"
+        return RowCheck(key=item.key, verdict=verdict, difference=None)
+    if row.status == "failed":
+        return RowCheck(key=item.key, verdict="now readable", difference=None)
     difference = max(
         _difference(stored.values[name][0], values[0]) for name, values in computed.items()
     )

@@ -134,7 +134,7 @@ def open_job(
     store.format_for(asked.layout, schema)  # refuses what it cannot hold before any work is done
     check_place(store)
     store.create_folders()
-    with store.owned(), store.setup_lock():
+    with store.setup_lock():
         if store.begun:
             manifest = continued(asked, store)
             return manifest, lambda: computing_of(store, manifest, threads, trust=trust)

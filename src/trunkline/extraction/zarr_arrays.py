@@ -322,20 +322,24 @@ class ZarrArrays:
         return (found.store, found.trunkline, found.levels) == wanted
 
     def finish(self, total: int) -> None:
-        """Set the length of the arrays."""
-        with writing(self.out), self._lock():
-            self._set_length(total)
+        """Set the length of the arrays, if it is another."""
+        if any(self._length(name) != total for name in self._arrays()):
+            with writing(self.out), self._lock():
+                self._set_length(total)
 
     def lengthen(self, length: int) -> None:
         """Let the arrays have ``length`` images at least."""
         with self._lock():
-            self._set_length(max(length, read_array(self.out / INDEX)[1].shape[0]))
+            self._set_length(max(length, self._length(INDEX)))
 
     def remove(self, shard: int) -> None:
         """Remove a shard's part of the table first, then its maps."""
         with writing(self.out):
             for name in self.files(shard, self._schema.shard_size):
                 remove(self.out / name)
+
+    def _length(self, name: str) -> int:
+        return read_array(self.out / name)[1].shape[0]
 
     def _set_length(self, length: int) -> None:
         # Not by zarr-python's resize, which older releases do not write aside, and none syncs.
