@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -384,24 +382,3 @@ def test_a_script_without_a_guard(src: Path, backbone: Backbone, tmp_path: Path)
     )
     assert (done.returncode, done.stdout) == (0, f"images {COUNT}\n"), done.stderr
     assert len(open_features(tmp_path / "f.parquet")) == COUNT
-
-
-def test_tar_with_an_impossible_size_costs_no_other_tar(
-    src: Path, backbone: Backbone, tmp_path: Path
-) -> None:
-    photo = (src / "00000.jpg").read_bytes()
-    bad = tarfile.TarInfo("bad.jpg")
-    bad.size = -1536  # which would lead back to the beginning for ever
-    for name, headers in (("0", [bad]), ("1", [])):
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
-            info = tarfile.TarInfo("good.jpg")
-            info.size = len(photo)
-            tar.addfile(info, io.BytesIO(photo))
-        content = (tmp_path / f"{name}.tar").read_bytes()[: 512 + -(-len(photo) // 512) * 512]
-        more = b"".join(one.tobuf(tarfile.GNU_FORMAT) for one in headers)
-        (tmp_path / f"{name}.tar").write_bytes(content + more + bytes(1024))
-    report = run(tmp_path, tmp_path / "f.parquet", backbone, shard_size=2)
-    assert (report.images, report.failed, report.complete) == (3, 1, True)
-    table = pq.read_table(tmp_path / "f.parquet").to_pylist()
-    assert [row["key"] for row in table] == ["0.tar/good.jpg", "0.tar/bad.jpg", "1.tar/good.jpg"]
-    assert "has -1536 bytes by its header, which cannot be" in table[1]["error"]

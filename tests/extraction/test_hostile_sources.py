@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import hostile_sources
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hostile_sources import KINDS, run
+
+from trunkline.extraction.extracting import extract
+from trunkline.preprocessing import IMAGENET
 
 
 def test_whatever_a_source_says_it_ends_in_images_and_in_errors_of_ours() -> None:
@@ -54,3 +60,27 @@ def test_the_command_prints_counts_and_its_verdict() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 tar, 2 tar in a chain, 2 zip, 2 Parquet, 2 address; 0 wrong; " in done.stdout
+
+
+def test_tar_with_an_impossible_size_costs_no_other_tar(
+    photos: Path, families: dict[str, Any], tmp_path: Path
+) -> None:
+    photo, tars = (photos / "b.jpg").read_bytes(), tmp_path / "tars"
+    tars.mkdir()
+    bad = tarfile.TarInfo("bad.jpg")
+    bad.size = -1536  # which would lead back to the beginning for ever
+    for name, headers in (("0", [bad]), ("1", [])):
+        with tarfile.open(tars / f"{name}.tar", "w") as tar:
+            info = tarfile.TarInfo("good.jpg")
+            info.size = len(photo)
+            tar.addfile(info, io.BytesIO(photo))
+        content = (tars / f"{name}.tar").read_bytes()[: 512 + -(-len(photo) // 512) * 512]
+        more = b"".join(one.tobuf(tarfile.GNU_FORMAT) for one in headers)
+        (tars / f"{name}.tar").write_bytes(content + more + bytes(1024))
+    backbone = families["resnet-basic"].build()
+    options: Any = {"runtime": "torch", "preprocessing": IMAGENET.with_size(32), "workers": 1}
+    report = extract(tars, tmp_path / "f.parquet", backbone, shard_size=2, **options)
+    assert (report.images, report.failed, report.complete) == (3, 1, True)
+    table = pq.read_table(tmp_path / "f.parquet").to_pylist()
+    assert [row["key"] for row in table] == ["0.tar/good.jpg", "0.tar/bad.jpg", "1.tar/good.jpg"]
+    assert "has -1536 bytes by its header, which cannot be" in table[1]["error"]
