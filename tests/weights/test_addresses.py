@@ -95,6 +95,20 @@ def test_every_address_has_its_own_place(url: str, place: str) -> None:
     assert cache.relative_place(url).as_posix() == place
 
 
+@pytest.mark.parametrize(
+    ("url", "name", "place"),
+    [
+        ("https://b.org/get?id=1", "R-50.pkl", "b.org/q=d9fc91d45c096b5e/get/R-50.pkl"),
+        ("https://b.org/R-50.pkl?id=1", "R-50.pkl", "b.org/q=d9fc91d45c096b5e/R-50.pkl"),
+        ("https://b.org/a%20b.pth", "a b.pth", "b.org/608cec338b49f6a9-a_b.pth"),
+        ("https://b.org/", "R-50.pkl", "b.org/e3b0c44298fc1c14-/R-50.pkl"),
+        ("https://b.org/x", "..", "b.org/x/5ec1f7e700f37c3d-__"),
+    ],
+)
+def test_a_file_that_is_called_otherwise_keeps_its_name(url: str, name: str, place: str) -> None:
+    assert cache.relative_place(url, name).as_posix() == place
+
+
 def test_an_address_on_ipv6_is_asked(file_host: FileHost) -> None:
     if not file_host.also_on_ipv6():
         pytest.skip("this machine has no IPv6 loopback")
