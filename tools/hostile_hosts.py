@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from pathlib import Path
+from collections.abc import Callable
 
 from loopback import Answer, FileHost, Handler, whole_checkpoint
 
@@ -81,6 +81,15 @@ def random_answer(rng: random.Random) -> bytes:
     return bytes(head) + b"\r\n\r\n" + rng.choice(_BODIES)
 
 
+def leave_beginning(url: str, content: bytes, *, etag: str, total: int | None) -> None:
+    """Leave the beginning of a file, as a download that was cut off does."""
+    part = cache.part_of(cache.weights_home() / cache.relative_place(url))
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(content)
+    noted = {"etag": f'"{etag}"', "total": total, "sha256": hashlib.sha256(content).hexdigest()}
+    part.with_name(f"{part.name}.json").write_text(json.dumps(noted))
+
+
 def try_random_answers(host: FileHost, seed: int) -> str | None:
     """Download a file from a host that gives three random answers, from a beginning or none.
 
@@ -90,22 +99,16 @@ def try_random_answers(host: FileHost, seed: int) -> str | None:
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     path = f"/{seed}.pth"
     url = host.add(path, BODY, *[_sends(random_answer(rng)) for _ in range(3)])
-    place = cache.weights_home() / cache.relative_place(url)
     if rng.random() < 0.5:
-        part = cache.part_of(place)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(BODY[:_BEGUN])
-        total = rng.choice([len(BODY), None])
-        begun = hashlib.sha256(BODY[:_BEGUN]).hexdigest()
-        notes = {"etag": f'"{SHA256}"', "total": total, "sha256": begun}
-        part.with_name(f"{part.name}.json").write_text(json.dumps(notes))
+        leave_beginning(url, BODY[:_BEGUN], etag=SHA256, total=rng.choice([len(BODY), None]))
     try:
         found = hub.fetch_url(url, sha256=SHA256 if rng.random() < 0.3 else None)
     except TrunklineError:
+        place = cache.weights_home() / cache.relative_place(url)
         return f"{url}: an error, and a file" if place.exists() else None
     except Exception as error:
         return f"{url}: {type(error).__name__}: {error}"
-    return None if Path(found).read_bytes() == BODY else f"{url}: another file was kept"
+    return None if found.read_bytes() == BODY else f"{url}: another file was kept"
 
 
 def _sends(content: bytes) -> Answer:
@@ -114,3 +117,110 @@ def _sends(content: bytes) -> Answer:
         handler.close_connection = True
 
     return answer
+
+
+def ranged_anyhow(rng: random.Random, size: int, begun: int) -> Answer:
+    """Answer a range with numbers that may be any, and with what they say or something else."""
+    numbers = (
+        begun,
+        begun - 1,
+        begun + 1,
+        0,
+        size,
+        size - 1,
+        size + 1,
+        10**30,
+        rng.randrange(size),
+    )
+    first = begun if rng.random() < 0.7 else rng.choice(numbers)
+    last = size - 1 if rng.random() < 0.5 else rng.choice(numbers)
+    total = rng.choice((str(size), str(size), "*", str(rng.choice(numbers))))
+    exact, tagged = rng.random() < 0.7, rng.random() < 0.8
+
+    def answer(handler: Handler, body: bytes) -> None:
+        if "Range" not in handler.headers:
+            handler.serve(body)
+            return
+        sent = body[first : min(last + 1, size)] if exact else body[begun:]
+        etag = hashlib.sha256(body if tagged else b"").hexdigest()
+        reach = f"bytes {first}-{last}/{total}"
+        handler.reply(206, sent, **{"ETag": f'"{etag}"', "Content-Range": reach})
+
+    return answer
+
+
+# Framings: how a body is sent, and whether all of it comes so.
+
+
+def always(body: bytes, framing: Framing, etag: str, encoding: str = "") -> Answer:
+    """Answer the same in every attempt; a range is served where one is asked for."""
+
+    def answer(handler: Handler, _: bytes) -> None:
+        asked = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
+        start = int(asked) if int(asked) < len(body) else 0
+        headers = {"ETag": f'"{etag}"', "Content-Encoding": encoding}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        framing(handler, body, start, headers)
+
+    return answer
+
+
+def by_length(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
+    """Send it all, with its length."""
+    handler.head(_status(start), **headers, Content_Length=str(len(body) - start))
+    handler.wfile.write(body[start:])
+
+
+def in_chunks(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
+    """Send it all, chunk after chunk."""
+    handler.head(_status(start), **headers, Transfer_Encoding="chunked")
+    for at in range(start, len(body), 7000):
+        piece = body[at : at + 7000]
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def until_it_hangs_up(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
+    """Send it all, and nothing of its length."""
+    handler.head(_status(start), **headers, Connection="close")
+    handler.wfile.write(body[start:])
+    handler.close_connection = True
+
+
+def in_chunks_without_end(
+    handler: Handler, body: bytes, start: int, headers: dict[str, str]
+) -> None:
+    """Send it all in one chunk, and hang up where another one should say that it was the last."""
+    handler.head(_status(start), **headers, Transfer_Encoding="chunked")
+    handler.wfile.write(b"%x\r\n%s\r\n" % (len(body) - start, body[start:]))
+    handler.close_connection = True
+
+
+def shorter_than_told(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
+    """Send half of what is missing, whatever is missing: it never ends."""
+    handler.head(_status(start), **headers, Content_Length=str(len(body) - start))
+    handler.wfile.write(body[start : (start + len(body)) // 2])
+    handler.close_connection = True
+
+
+def longer_than_told(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
+    """Send it all, and say half of its length."""
+    handler.head(_status(start), **headers, Content_Length=str((len(body) - start) // 2))
+    handler.wfile.write(body[start:])
+    handler.close_connection = True
+
+
+def _status(start: int) -> int:
+    return 206 if start else 200
+
+
+Framing = Callable[[Handler, bytes, int, dict[str, str]], None]
+FRAMINGS: dict[str, tuple[Framing, bool]] = {  # and whether all of the body comes so
+    "by its length": (by_length, True),
+    "in chunks": (in_chunks, True),
+    "until it hangs up": (until_it_hangs_up, True),
+    "in chunks without an end": (in_chunks_without_end, False),
+    "shorter than told": (shorter_than_told, False),
+    "longer than told": (longer_than_told, False),
+}

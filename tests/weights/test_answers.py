@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from loopback import Answer, FileHost, Handler, LoopbackHub, cuts, moved, ranged, whole_checkpoint
+from hostile_hosts import FRAMINGS, always, by_length, leave_beginning
+from loopback import FileHost, Handler, LoopbackHub, cuts, moved, ranged, whole_checkpoint
 
 from trunkline.errors import WeightsError, WeightsNotFoundError
 from trunkline.weights import hub
@@ -41,61 +41,6 @@ BODIES = {
 }
 
 
-def by_length(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
-    handler.head(_status(start), **headers, Content_Length=str(len(body) - start))
-    handler.wfile.write(body[start:])
-
-
-def in_chunks(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
-    handler.head(_status(start), **headers, Transfer_Encoding="chunked")
-    for at in range(start, len(body), 7000):
-        piece = body[at : at + 7000]
-        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-    handler.wfile.write(b"0\r\n\r\n")
-
-
-def until_it_hangs_up(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
-    handler.head(_status(start), **headers, Connection="close")
-    handler.wfile.write(body[start:])
-    handler.close_connection = True
-
-
-def in_chunks_without_end(
-    handler: Handler, body: bytes, start: int, headers: dict[str, str]
-) -> None:
-    handler.head(_status(start), **headers, Transfer_Encoding="chunked")
-    handler.wfile.write(b"%x\r\n%s\r\n" % (len(body) - start, body[start:]))
-    handler.close_connection = True
-
-
-def shorter_than_told(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
-    """Send half of what is missing, whatever is missing: it never ends."""
-    handler.head(_status(start), **headers, Content_Length=str(len(body) - start))
-    handler.wfile.write(body[start : (start + len(body)) // 2])
-    handler.close_connection = True
-
-
-def longer_than_told(handler: Handler, body: bytes, start: int, headers: dict[str, str]) -> None:
-    handler.head(_status(start), **headers, Content_Length=str((len(body) - start) // 2))
-    handler.wfile.write(body[start:])
-    handler.close_connection = True
-
-
-def _status(start: int) -> int:
-    return 206 if start else 200
-
-
-Framing = Callable[[Handler, bytes, int, dict[str, str]], None]
-FRAMINGS: dict[str, tuple[Framing, bool]] = {  # and whether all of the body comes so
-    "by its length": (by_length, True),
-    "in chunks": (in_chunks, True),
-    "until it hangs up": (until_it_hangs_up, True),
-    "in chunks without an end": (in_chunks_without_end, False),
-    "shorter than told": (shorter_than_told, False),
-    "longer than told": (longer_than_told, False),
-}
-
-
 @pytest.fixture(scope="module")
 def one_host() -> Iterator[FileHost]:
     """A host for all cases: to start one costs more than a case."""
@@ -109,31 +54,9 @@ def hasty(patience: Callable[..., None]) -> None:
     patience(attempts=2, backoff_seconds=0.0, connect_seconds=20.0, read_seconds=20.0)
 
 
-def always(body: bytes, framing: Framing, encoding: str = "") -> Answer:
-    """Answer the same in every attempt; a range is served where one is asked for."""
-
-    def answer(handler: Handler, _: bytes) -> None:
-        asked = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
-        start = int(asked) if int(asked) < len(body) else 0
-        headers = {"ETag": f'"{SHA256}"', "Content-Encoding": encoding}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        framing(handler, body, start, headers)
-
-    return answer
-
-
 def begun(url: str, total: int | None = len(WHOLE)) -> None:
     """Leave the beginning of a file, as a download that was cut off does."""
-    part = cache.part_of(cache.weights_home() / cache.relative_place(url))
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(WHOLE[:HERE])
-    noted = {"etag": f'"{SHA256}"', "total": total, "sha256": _hash(WHOLE[:HERE])}
-    part.with_name(part.name + ".json").write_text(json.dumps(noted))
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    leave_beginning(url, WHOLE[:HERE], etag=SHA256, total=total)
 
 
 def assert_whole_or_refused(
@@ -161,7 +84,7 @@ def test_an_answer_ends_whole_or_refused(
 ) -> None:
     write, complete = FRAMINGS[framing]
     name = f"/x-{SHA256[:8]}.pth" if known == "prefix" else "/x.pth"
-    url = one_host.add(name, BODIES[body], *[always(BODIES[body], write)] * 9)
+    url = one_host.add(name, BODIES[body], *[always(BODIES[body], write, SHA256)] * 9)
     if continued:
         begun(url)
     assert_whole_or_refused(
@@ -186,7 +109,7 @@ def test_what_is_sent_compressed_is_refused_unread(
 ) -> None:
     plain = encoding == "IDENTITY"
     body = WHOLE if plain else gzip.compress(WHOLE, mtime=0)
-    url = one_host.add("/x.pth", body, *[always(body, FRAMINGS[framing][0], encoding)] * 9)
+    url = one_host.add("/x.pth", body, *[always(body, FRAMINGS[framing][0], SHA256, encoding)] * 9)
     asked = one_host.count("/x.pth")
     assert_whole_or_refused(partial(hub.fetch_url, url, sha256=known), cached_files, comes=plain)
     assert one_host.requests[-1][2]["Accept-Encoding"] == "identity"
@@ -195,7 +118,7 @@ def test_what_is_sent_compressed_is_refused_unread(
 
 def test_two_gigabytes_in_two_megabytes_are_not_unpacked(one_host: FileHost) -> None:
     bomb = gzip.compress(bytes(1 << 20), 9, mtime=0) * 20
-    url = one_host.add("/x.pth", b"", always(bomb, by_length, "gzip"))
+    url = one_host.add("/x.pth", b"", always(bomb, by_length, SHA256, "gzip"))
     with pytest.raises(WeightsNotFoundError, match="refused: sent as 'gzip', although the plain"):
         hub.fetch_url(url)
 
@@ -321,7 +244,7 @@ def test_a_beginning_that_is_a_link_is_neither_continued_nor_written_through(
 
 
 def test_a_web_page_does_not_cost_the_beginning(one_host: FileHost) -> None:
-    page = always(BODIES["a page"], by_length)
+    page = always(BODIES["a page"], by_length, SHA256)
     url = one_host.add("/x.pth", WHOLE, page)
     begun(url)
 
@@ -349,7 +272,7 @@ def test_the_hub_ends_whole_or_refused(
     large: bool,
 ) -> None:
     write, complete = FRAMINGS[framing]
-    answers = [always(BODIES[body], write)] * 9
+    answers = [always(BODIES[body], write, SHA256)] * 9
     name = "model.safetensors"
     address = one_hub.add_file("o/r", name, WHOLE, *answers, large=large)
     comes = body == "the file" and complete

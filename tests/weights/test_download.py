@@ -237,11 +237,17 @@ def test_a_login_page_is_not_a_file(
     assert cached_files() == []
 
 
-def test_an_endless_file_ends(file_host: FileHost, patience: Callable[..., None]) -> None:
+@pytest.mark.parametrize("tag", ["", '"a"'])
+def test_an_endless_file_ends(
+    file_host: FileHost,
+    patience: Callable[..., None],
+    half_files: Callable[[], list[str]],
+    tag: str,
+) -> None:
     patience(max_bytes=1 << 19)
 
     def endless(handler: Handler, body: bytes) -> None:
-        handler.head(200, Connection="close")
+        handler.head(200, Connection="close", ETag=tag)
         handler.close_connection = True
         with contextlib.suppress(OSError):
             handler.wfile.write(body)
@@ -250,6 +256,7 @@ def test_an_endless_file_ends(file_host: FileHost, patience: Callable[..., None]
         hub.fetch_url(file_host.add("/a.pth", BODY, endless))
     with pytest.raises(WeightsNotFoundError, match="refused: 1048576 bytes, more than 524288"):
         hub.fetch_url(file_host.add("/b.pth", BODY))
+    assert half_files() == []
 
 
 def test_a_url_is_shown_without_its_secrets(file_host: FileHost) -> None:

@@ -14,6 +14,7 @@ import pytest
 from loopback import FileHost, LoopbackHub, whole_checkpoint
 
 from trunkline.errors import (
+    CheckpointError,
     IntegrityError,
     OutputError,
 )
@@ -178,6 +179,17 @@ def test_files_of_the_users_own(by_hand: Path, flip: Callable[[Path], None]) -> 
     flip(found.path)
     with pytest.raises(IntegrityError, match="remove its line from"):
         hub.find_named(["dla34.safetensors"])
+
+
+@pytest.mark.parametrize("page", [b"", b"<html><title>Log in</title>", BODY[:-1]])
+def test_what_is_no_checkpoint_is_not_listed_at_first_sight(by_hand: Path, page: bytes) -> None:
+    for name in ("dla34.own.pth", "dla34.safetensors"):
+        (by_hand / name).write_bytes(page)
+    with pytest.raises(CheckpointError, match=r"own\.pth was not used and its hash not recorded"):
+        hub.fetch([place("https://127.0.0.1/x.pth")], name="dla34.own")
+    with pytest.raises(CheckpointError, match=r"34\.safetensors was not used and its hash not rec"):
+        hub.find_named(["dla34.safetensors"])
+    assert folder.read_sums(by_hand) == {}
 
 
 def test_without_a_folder_nothing_is_found() -> None:

@@ -127,6 +127,7 @@ def test_the_hub_cuts_off(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyP
     ("headers", "status", "reason"),
     [
         ({"X-Error-Code": "RepoNotFound"}, 401, "no such repository, or a private one"),
+        ({}, 401, "no such repository, or a private one"),
         ({"X-Error-Code": "EntryNotFound"}, 404, "no such file in the repository"),
         ({"X-Error-Code": "RevisionNotFound"}, 404, "no such revision"),
         ({"X-Error-Code": "GatedRepo"}, 403, "agree to its terms on its page"),

@@ -18,6 +18,7 @@ from trunkline.errors import ConfigError
 DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _LONGEST = 8192  # signed addresses have some 2000 characters
+_AUTHORITY = re.compile(r"(\[(?P<number>[^\[\]]+)\]|[^\[\]:]+)(:(?P<port>.*))?")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
@@ -112,13 +113,16 @@ def _fault(parts: SplitResult) -> str:
         return "another scheme, or none"
     if not parts.hostname:
         return "no host is named"
-    port = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
-    if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
-        return "its port is none of 1 to 65535"
     if re.search(r"[\s\\]", parts.netloc):
         return "its host has spaces or backslashes in it"
-    if parts.netloc.rpartition("@")[2].startswith("["):
-        ipaddress.IPv6Address(parts.hostname)
+    found = _AUTHORITY.fullmatch(parts.netloc.rpartition("@")[2])
+    if found is None:
+        return "its host has brackets around something else"
+    port = found["port"]
+    if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        return "its port is none of 1 to 65535"
+    if found["number"]:
+        ipaddress.IPv6Address(found["number"])
         return ""
     name = parts.hostname
     name = name if name.isascii() else name.encode("idna").decode("ascii")
