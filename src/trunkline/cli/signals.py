@@ -79,8 +79,8 @@ def stopping_on_signals() -> Iterator[Stopping]:
 def _watch(reader: socket.socket, stopping: Stopping, handled: set[int]) -> None:
     count = 0
     while numbers := reader.recv(64):
-        for number in handled.intersection(numbers):
-            count += numbers.count(number)
+        for number in filter(handled.__contains__, numbers):
+            count += 1
             if count > 1:
                 _end(number)
             stopping.note(number)
