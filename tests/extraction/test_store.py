@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,16 @@ def test_one_claim_at_a_time(store: Store) -> None:
     assert again is not None
     for lock in (again, beside):
         lock.release()
+
+
+def test_a_claim_is_given_back_by_another_thread_than_took_it(store: Store) -> None:
+    taken = store.claim(3)
+    assert taken is not None
+    with ThreadPoolExecutor(1) as writer:  # the one that writes shards
+        writer.submit(taken.release).result()
+    again = Store(store.out).claim(3)
+    assert again is not None
+    again.release()
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
