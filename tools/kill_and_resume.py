@@ -4,12 +4,20 @@
 
     python tools/kill_and_resume.py --kills 20 --seed 0            # a store of Parquet parts
     python tools/kill_and_resume.py --kills 20 --seed 0 --zarr     # a store of maps
+    python tools/kill_and_resume.py --source tar                   # or list, parquet, glob
+    python tools/kill_and_resume.py --containers                   # two at once; needs root
+    python tools/kill_and_resume.py --small-shm                    # as containers have it; root
 
 Every run is the real command line in a process group of its own, killed with SIGKILL: half of the
 time the whole group (what a scheduler does), otherwise the main process alone (what the kernel
 does when memory runs out), whose workers then have to end by themselves. Half of the moments fall
 anywhere into the start, the others shortly after shards were finished. A store that completes
 before it was killed often enough is compared, and another one is begun.
+
+With ``--containers`` two runs work on every store at once, each the first process of a namespace of
+its own and on a host of the same name; one of them is killed, the other must go on, and a new one
+takes the place. With ``--small-shm`` /dev/shm has 64 MB; batches of 100 MB are computed there, and
+some more once it cannot even be written to.
 """
 
 from __future__ import annotations
@@ -28,8 +36,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from image_sources import KINDS, pack, write_photos
+from namespaces import (
+    SHARED_MEMORY,
+    enter_small_shared_memory,
+    has_small_shared_memory,
+    in_container,
+    make_shared_memory_read_only,
+    require_namespaces,
+)
 from store_files import data_files
 
 from trunkline.runtimes.optional import require
@@ -63,37 +78,16 @@ class Summary:
     seconds: float
 
 
-def write_photos(folder: Path, count: int, *, seed: int = 0, bad_every: int = 37) -> Path:
-    """Write JPEGs of noise, of 40 to 60 pixels.
-
-    Args:
-        folder: Made for them.
-        count: How many; names are numbers.
-        seed: Of the noise.
-        bad_every: Every so manyth is cut after 100 bytes; 0 for none.
-
-    Returns:
-        The folder.
-    """
-    numbers = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    for number in range(count):
-        height, width = numbers.integers(40, 61, 2)
-        coarse = numbers.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-        path = folder / f"{number:05d}.jpg"
-        Image.fromarray(coarse).resize((int(width), int(height))).save(path, quality=80)
-        if bad_every and number % bad_every == bad_every - 1:
-            path.write_bytes(path.read_bytes()[:100])
-    return folder
-
-
-def save_runner(folder: Path, *, runtime: str = "onnxruntime", batch_size: int = 4) -> Path:
+def save_runner(
+    folder: Path, *, runtime: str = "onnxruntime", batch_size: int = 4, side: int = SIDE
+) -> Path:
     """Deploy a tiny seeded ResNet, and save it, so that runs start without PyTorch.
 
     Args:
         folder: Must not exist.
         runtime: Engine.
-        batch_size: Images of 32x32 that it takes at once.
+        batch_size: Images that it takes at once.
+        side: Of the images, in pixels.
 
     Returns:
         The folder.
@@ -107,7 +101,7 @@ def save_runner(folder: Path, *, runtime: str = "onnxruntime", batch_size: int =
     torch.manual_seed(0)
     config = ResNetConfig(depths=(1, 1, 1, 1), bottleneck=False, width=8)
     backbone = ResNet(config, return_idx=(1, 3))
-    runner = deploy(backbone, runtime, "fp32", (batch_size, SIDE, SIDE), True, 1)
+    runner = deploy(backbone, runtime, "fp32", (batch_size, side, side), True, 1)
     return runner.save(folder)
 
 
@@ -148,7 +142,7 @@ def leftovers(out: Path) -> list[str]:
     """Return the files of a store that were written aside and never put in place."""
     home = out.with_name(f"{out.name}.trunkline")
     aside = [path for path in home.glob("tmp/*") if path.suffix != ".lock"]  # locks stay
-    aside += [*home.rglob("*~*"), *out.rglob("*~*")]
+    aside += [*home.rglob("*~*"), *out.rglob("*~*"), *home.rglob("*.owner")]
     return sorted({str(path.relative_to(home.parent)) for path in aside})
 
 
@@ -203,26 +197,45 @@ def check(condition: bool, failure: str) -> None:
         raise SystemExit(f"FAILED: {failure}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a trial is made with.
+
+    Attributes:
+        seed: Of the moments.
+        images: Of the source.
+        shard_size: Images of a shard.
+        zarr: Keep maps rather than vectors.
+        source: Kind of the source.
+        containers: Two runs at once, each in namespaces of its own.
+    """
+
+    seed: int = 0
+    images: int = 400
+    shard_size: int = 7
+    zarr: bool = False
+    source: str = "folder"
+    containers: bool = False
+
+
 class Trial:
     """Kills and resumes in one folder.
 
     Args:
         folder: Empty.
-        seed: Of the moments.
-        images: Of the source.
-        shard_size: Images of a shard.
-        zarr: Keep maps rather than vectors.
+        conditions: What is killed.
     """
 
-    def __init__(
-        self, folder: Path, *, seed: int, images: int, shard_size: int, zarr: bool
-    ) -> None:
-        self._folder, self._images = folder, images
-        self._random = random.Random(seed)  # noqa: S311 - moments, not secrets
-        self._suffix = "zarr" if zarr else "parquet"
-        self._options = ["--shard-size", str(shard_size)]
-        self._src = write_photos(folder / "photos", images)
+    def __init__(self, folder: Path, conditions: Conditions) -> None:
+        self._folder, self._images = folder, conditions.images
+        self._random = random.Random(conditions.seed)  # noqa: S311 - moments, not secrets
+        self._suffix = "zarr" if conditions.zarr else "parquet"
+        self._options = ["--shard-size", str(conditions.shard_size)]
+        photos = write_photos(folder / "photos", conditions.images)
+        self._src = pack(photos, conditions.source, folder)
         self._runner = save_runner(folder / "runner")
+        self._in_containers = conditions.containers
+        self._other: subprocess.Popen[str] | None = None  # that works on the same store
         self._resumed_with: list[int] = []
         self._groups = 0
 
@@ -242,6 +255,7 @@ class Trial:
             out = self._folder / f"broken-{stores}.{self._suffix}"
             while len(self._resumed_with) < kills and self._killed(out):
                 pass
+            self._let_other_finish()
             finish(self._command(out))
             self._compare(out, expected)
             same_rows(whole, out)
@@ -258,12 +272,24 @@ class Trial:
         )
 
     def _command(self, out: Path) -> list[str]:
-        return command(self._src, out, self._runner, *self._options)
+        plain = command(self._src, out, self._runner, *self._options)
+        return in_container(plain) if self._in_containers else plain
+
+    def _let_other_finish(self) -> None:
+        if self._other is not None:
+            _, errors = self._other.communicate(timeout=_GIVE_UP_SECONDS)
+            code = self._other.returncode
+            check(code == 0, f"a run beside one that was killed ended with {code}:\n{errors}")
+            self._other = None
 
     def _killed(self, out: Path) -> bool:
         """Start a run and kill it at a random moment; return False if it ended before that."""
         done = done_shards(out)
         process = start(self._command(out))
+        if self._in_containers:
+            self._other = self._other or start(self._command(out))
+            if self._random.random() < 0.5:
+                process, self._other = self._other, process
         if self._random.random() < 0.5:
             time.sleep(self._random.uniform(0, self._start_seconds))
         else:
@@ -275,8 +301,9 @@ class Trial:
             )
             time.sleep(self._random.uniform(0, 0.05))
         if process.poll() is not None:
-            process.communicate()
-            check(process.returncode == 0, f"a resumed run ended with {process.returncode}")
+            _, errors = process.communicate()
+            code = process.returncode
+            check(code == 0, f"a resumed run ended with {code}:\n{errors}")
             return False
         group = self._random.random() < 0.5
         kill(process, group=group)
@@ -312,6 +339,24 @@ def same_rows(one: Path, other: Path) -> None:
             check(same, f"{level} of {other} differs")
 
 
+def check_shared_memory(folder: Path) -> None:
+    """Compute batches that /dev/shm has no room for, leave nothing there, and do without it.
+
+    Raises:
+        SystemExit: A run failed, or something was left.
+    """
+    side, batch_size = 1024, 8  # 25 MB a batch, and four of them under way
+    photos = write_photos(folder / "few", 24, bad_every=0)
+    runner = save_runner(folder / "large", batch_size=batch_size, side=side)
+    for name in ("small", "read-only"):
+        asked = command(photos, folder / f"{name}.parquet", runner, "--size", str(side))
+        report = finish(asked)
+        check(report["images"] == 24 and not report["failed"], f"{name} /dev/shm: {report}")
+        left = [path.name for path in SHARED_MEMORY.iterdir()]
+        check(not left, f"left in /dev/shm: {left}")
+        make_shared_memory_read_only()
+
+
 def main() -> None:
     """Read the command line, and print a summary."""
     parser = argparse.ArgumentParser(description="Kill extractions, resume them, compare.")
@@ -320,16 +365,22 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--shard-size", type=int, default=7)
     parser.add_argument("--zarr", action="store_true", help="maps, rather than vectors")
-    asked = parser.parse_args()
+    parser.add_argument("--source", choices=KINDS, default="folder")
+    parser.add_argument(
+        "--containers", action="store_true", help="two at once, as if in containers"
+    )
+    parser.add_argument("--small-shm", action="store_true", help="a /dev/shm of 64 MB")
+    asked = vars(parser.parse_args())
+    kills, small = asked.pop("kills"), asked.pop("small_shm")
+    if small and not has_small_shared_memory():
+        enter_small_shared_memory()
+    if asked["containers"]:
+        require_namespaces()
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(
-            Path(folder),
-            seed=asked.seed,
-            images=asked.images,
-            shard_size=asked.shard_size,
-            zarr=asked.zarr,
-        )
-        found = trial.run(asked.kills)
+        found = Trial(Path(folder), Conditions(**asked)).run(kills)
+        if small:
+            check_shared_memory(Path(folder))
+            print("batches of 100 MB: computed with a /dev/shm of 64 MB, and with a read-only one")
     print(
         f"{found.kills} runs killed ({found.group_kills} with their workers) and resumed in "
         f"{found.seconds:.0f} s\n"
@@ -337,7 +388,7 @@ def main() -> None:
         f"stores completed and compared: {found.stores}\n"
         f"each: {found.files} data and plan files equal byte for byte, {found.rows} rows equal, "
         f"{found.failed} of them failed images\n"
-        "no worker outlived its run, nothing is left in tmp or in shared memory"
+        "no worker outlived its run, and nothing is left"
     )
 
 

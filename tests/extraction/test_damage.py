@@ -19,7 +19,7 @@ from feature_blocks import (
     pooled_schema,
     write_kept_store,
 )
-from kill_and_resume import write_photos
+from image_sources import write_photos
 from store_files import data_files
 
 from trunkline import Backbone, extract

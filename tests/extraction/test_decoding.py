@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kill_and_resume import write_photos
+from image_sources import write_photos
 
 from trunkline.errors import ExtractionError
 from trunkline.extraction.decoders import Decoders

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from feature_blocks import newer_python
-from kill_and_resume import leftovers, write_photos
+from image_sources import write_photos
+from kill_and_resume import leftovers
 from store_files import data_files
 from torch.nn import functional
 

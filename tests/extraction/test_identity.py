@@ -16,7 +16,7 @@ from feature_blocks import (
     pooled_schema,
     write_kept_store,
 )
-from kill_and_resume import write_photos
+from image_sources import write_photos
 
 from trunkline import Backbone, extract
 from trunkline.errors import StoreError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from kill_and_resume import write_photos
+from image_sources import write_photos
 from numpy.typing import NDArray
 
 from trunkline.backbones.levels import Level

@@ -14,7 +14,7 @@ import pytest
 from feature_blocks import (
     contents,
 )
-from kill_and_resume import write_photos
+from image_sources import write_photos
 
 from trunkline import Backbone, extract
 from trunkline.errors import ConfigError, OutputError, StoreError, TrunklineError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kill_and_resume import write_photos
+from image_sources import write_photos
 
 from trunkline import deploy
 from trunkline.extraction.extracting import extract

@@ -17,7 +17,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from image_sources import write_photos
 from kill_and_resume import (
+    Conditions,
     Trial,
     command,
     done_shards,
@@ -26,7 +28,6 @@ from kill_and_resume import (
     living,
     start,
     wait_for,
-    write_photos,
 )
 from loopback import Answer, FileHost, stalls
 from store_files import data_files
@@ -298,6 +299,5 @@ def test_sigterm_ends_a_run_that_can_be_resumed(
 
 @posix
 def test_killed_runs_go_on(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, seed=0, images=60, shard_size=7, zarr=False)
-    summary = trial.run(3)
+    summary = Trial(tmp_path, Conditions(images=60, source="tar")).run(3)
     assert (summary.kills, summary.rows, summary.failed) == (3, 60, 1)
