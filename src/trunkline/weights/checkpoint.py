@@ -31,7 +31,7 @@ from trunkline.outputs import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
-from trunkline.weights.reading.unwrapping import Leaf, scalars, unwrap
+from trunkline.weights.reading.unwrapping import Leaf, check_names, scalars, unwrap
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
@@ -231,7 +231,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            check_names(names)  # before a tensor is made
+            return metadata, {name: file.get_tensor(name) for name in names}
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
