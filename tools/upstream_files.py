@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record_keys import dtype_of, recorded_keys
 from safetensors.torch import load_file, save_file
@@ -33,16 +34,20 @@ def upstream_tensors(layout: str, variant: str) -> dict[str, Tensor]:
 
 
 def hollow_tensors(layout: str, variant: str) -> dict[str, Tensor]:
-    """Return the same names, large tensors with memory that nobody has written to.
+    """Return the same names, large tensors of zeros that nobody has written.
 
     The memory of a large network is only promised then, never had. Who moves such a tensor without
     a copy keeps its address.
     """
     keys = recorded_keys(layout)[variant]
     return {
-        name: numbers(name, shape) if math.prod(shape) <= SMALL else torch.empty(shape)
+        name: numbers(name, shape) if math.prod(shape) <= SMALL else _promised(shape)
         for name, shape in keys.items()
     }
+
+
+def _promised(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.zeros(shape, np.float32))  # torch.zeros would write them
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> Tensor:

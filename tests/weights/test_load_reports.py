@@ -167,18 +167,6 @@ def test_weights_that_are_nowhere(variant: str, weights: str | Path) -> None:
         create_backbone(variant, weights=weights)
 
 
-def test_metadata_in_other_words_than_ours_is_refused(tmp_path: Path) -> None:
-    tensors = upstream_tensors("timm-regnet", "regnet-x-002")
-    for stored in ("{", "[]", '{"resize": 1}', "null"):
-        path = tmp_path / "x.safetensors"
-        save_file(tensors, path, {"preprocessing": stored})
-        backbone = create_backbone("regnet-x-002")
-        before = state_of(backbone)
-        with pytest.raises(CheckpointError, match="how its images are prepared, but not in our"):
-            load_weights(backbone, path)
-        assert equal(before, backbone.state_dict())
-
-
 def test_preprocessing_is_forgotten_with_the_weights_it_belonged_to(tmp_path: Path) -> None:
     backbone = create_backbone("regnet-x-002")
     backbone.preprocessing = Preprocessing(

@@ -103,7 +103,7 @@ def read_checkpoint(
         ('torch-zip', 'state_dict')
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         return _read(path, prefer_ema=prefer_ema, hashed=hashed)
 
 
@@ -118,12 +118,12 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         CheckpointError: It cannot be read.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         return _sha256(path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Put the file's name in front of what is wrong with it."""
     try:
         yield
