@@ -9,19 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from loopback import FileHost
-from safetensors.torch import save_file
 from upstream_files import (
-    equal,
     hollow_tensors,
     pickled,
     saved,
-    state_of,
     upstream_tensors,
 )
 
 from trunkline import Preprocessing, create_backbone
 from trunkline.errors import (
-    CheckpointError,
     LicenseError,
     OfflineError,
     WeightsNotFoundError,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from upstream_files import upstream_tensors
 
 import trunkline
 from trunkline import Backbone, Preprocessing, create_backbone
@@ -21,7 +20,6 @@ from trunkline.errors import (
     OutputError,
     WeightsMismatchError,
 )
-from trunkline.weights import catalog
 from trunkline.weights.conversion import convert
 from trunkline.weights.loading import LoadReport, load_weights
 from trunkline.weights.pretrained import from_pretrained, save_pretrained

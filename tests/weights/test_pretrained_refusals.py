@@ -56,21 +56,39 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "another library": (lambda c: c.update(library="timm"), "is not trunkline's"),
     "no library": (lambda c: c.pop("library"), r"create_backbone\(NAME, weights=PATH or hf"),
     "another family": (lambda c: c.update(family="vit"), "no family 'vit'"),
-    "family of another kind": (lambda c: c.update(family=["resnet"]), r"Expected `str`, got `array` - at `\$\.family`"),
-    "no options": (lambda c: c.pop("options"), "is not a config of this version .*required field `options`"),
-    "options of another kind": (lambda c: c.update(options=[1]), r"Expected `object`, got `array` - at `\$\.options`"),
+    "family of another kind": (
+        lambda c: c.update(family=["resnet"]),
+        r"Expected `str`, got `array` - at `\$\.family`",
+    ),
+    "no options": (
+        lambda c: c.pop("options"),
+        "is not a config of this version .*required field `options`",
+    ),
+    "options of another kind": (
+        lambda c: c.update(options=[1]),
+        r"Expected `object`, got `array` - at `\$\.options`",
+    ),
     "an option of the future": (lambda c: c["options"].update(window=7), "window"),
     "an option of ours alone": (lambda c: c["options"].update(weights="x"), "weights"),
     "a bad option": (lambda c: c["options"].update(output_stride=7), "output_stride must be"),
     "no architecture": (lambda c: c.pop("architecture"), "required field `architecture`"),
-    "architecture of another kind": (lambda c: c.update(architecture=None), r"got `null` - at `\$\.architecture`"),
+    "architecture of another kind": (
+        lambda c: c.update(architecture=None),
+        r"got `null` - at `\$\.architecture`",
+    ),
     "a field of the future": (lambda c: c["architecture"].update(window=7), "window"),
     "a bad field": (lambda c: c["architecture"].update(depths=[0]), "depths"),
     "a field of another kind": (lambda c: c["architecture"].update(depths="x"), "depths"),
     "no preprocessing": (lambda c: c.pop("preprocessing"), "required field `preprocessing`"),
     "bad preprocessing": (lambda c: c.update(preprocessing={"mean": 1}), "preprocessing"),
-    "a flag that is a word": (lambda c: c["architecture"].update(bottleneck="no"), "Expected `bool`"),
-    "a network without end": (lambda c: c["architecture"].update(depths=[1, 1, 1, 9**6]), "has at most"),
+    "a flag that is a word": (
+        lambda c: c["architecture"].update(bottleneck="no"),
+        "Expected `bool`",
+    ),
+    "a network without end": (
+        lambda c: c["architecture"].update(depths=[1, 1, 1, 9**6]),
+        "has at most",
+    ),
     "channels without end": (lambda c: c["options"].update(in_channels=9**9), "must be at most"),
     "the name of another network": (
         lambda c: c.update(variant="resnet50"),
@@ -102,7 +120,9 @@ def test_a_config_that_is_not_ours_is_refused(folder: Path, case: str) -> None:
 )
 def test_a_config_that_is_no_config_is_refused(folder: Path, content: bytes) -> None:
     (folder / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"config\.json is no config \(.+\); write the folder"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json is no config \(.+\); write the folder"
+    ):
         from_pretrained(folder)
 
 

@@ -126,10 +126,7 @@ def load_classifier(
 def _head(backbone: Backbone, read: Read) -> ClassifierHead:
     """Return the classifier of a file, with tensors of its own."""
     path, found = read.located.path, read.native.head
-    try:
-        check_kinds(found, read.checkpoint.tensors)
-    except WeightsMismatchError as error:
-        raise WeightsMismatchError(f"{path}: the classifier. {error}") from error
+    check_kinds(found, path, read.checkpoint.tensors)
     weight, bias = (found.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
     if weight is None or bias is None:
         raise WeightsMismatchError(

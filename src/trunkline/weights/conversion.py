@@ -123,7 +123,7 @@ def convert(
     state, notes = dict(read.native.state), [*read.native.adapted, *read.notes]
     if read.native.head:
         if classifier_names(target, architecture):
-            check_kinds(read.native.head, checkpoint.tensors)
+            check_kinds(read.native.head, located.path, checkpoint.tensors)
             state.update(read.native.head)
         else:
             notes.append(f"{target.title} has no classifier; that of the file was left out.")

@@ -26,7 +26,7 @@ from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
-from trunkline.weights.numbers import quantized, unsound
+from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
@@ -110,13 +110,16 @@ class Read:
     def report(self) -> LoadReport:
         """Return what was done, in the words of a report."""
         entry = self.located.entry
+        claims = self.statement.claims if self.statement and not entry else {}
+        said = ", ".join(f"{key} {value}" for key, value in claims.items())
+        claimed = (f"The file says of itself: {said}. Nothing proves it.",) if said else ()
         return LoadReport(
             source=self.located.source,
             path=self.located.path,
             sha256=self.located.sha256,
             tag=entry.tag if entry else None,
             license=entry.license if entry else None,
-            claims=self.statement.claims if self.statement and not entry else {},
+            claims=claims,
             layout=self.match.layout.name,
             container=self.checkpoint.container,
             matched=len(self.match.found),
@@ -124,7 +127,7 @@ class Read:
             adapted=(*self.native.adapted, *self.native.casts),
             dropped=self.match.dropped,
             filled=self.match.filled,
-            notes=(*self.checkpoint.notes, *self.notes),
+            notes=(*self.checkpoint.notes, *self.notes, *claimed),
         )
 
 
@@ -206,6 +209,8 @@ def read_for(
     except WeightsMismatchError as error:
         hint = quantized(checkpoint.tensors)
         raise _refused(error, backbone, located, checkpoint, hint) from error
+    wanted = {name.upstream: checkpoint.tensors[name.upstream] for name in match.found.values()}
+    check_kinds(wanted, located.path, checkpoint.tensors)
     try:
         native = to_native(backbone, match, checkpoint.tensors, bgr=_is_bgr(match, located))
     except WeightsMismatchError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ _SCALES = re.compile(r"(.*[._])?(scales?|scale_inv|zero_points?|zeros|absmax|qua
 _ADVICE = "Load what it was made from, or write the numbers themselves, as float16 or wider."
 
 
-def check_kinds(found: Mapping[str, Tensor], all_names: Iterable[str]) -> None:
+def check_kinds(found: Mapping[str, Tensor], path: Path, all_names: Iterable[str]) -> None:
     """Refuse tensors that are no floating-point numbers where those of a network belong.
 
     Args:
         found: Those that are to be loaded, by their names in the file.
+        path: Of the file.
         all_names: Of every tensor in the file, which may hold the scales of a quantized one.
 
     Raises:
@@ -39,7 +41,8 @@ def check_kinds(found: Mapping[str, Tensor], all_names: Iterable[str]) -> None:
         return
     what = dict.fromkeys(_meaning(dtype) for dtype in wrong.values())
     counted = listed("No floating-point numbers", [f"{n} is {_said(d)}" for n, d in wrong.items()])
-    raise WeightsMismatchError(" ".join((*counted, *what, *_scales(all_names), _ADVICE)))
+    said = " ".join((*counted, *what, *_scales(all_names), _ADVICE))
+    raise WeightsMismatchError(f"{path}: {said} Nothing was loaded.")
 
 
 def quantized(tensors: Mapping[str, Tensor]) -> str:

@@ -240,8 +240,8 @@ def _both(backbone: Backbone, alike: Mapping[str, Layout]) -> Iterator[str]:
         for variant, layout in alike.items()
     ]
     yield (
-        f"Its names and shapes fit {' and '.join(others)} as well, which computes something else "
-        f"of them. Nothing says which it is; it was taken for {_spoken(backbone)}."
+        f"These names and shapes are those of another network too, which computes something else: "
+        f"{', '.join(others)}. Nothing says which it is; it was taken for {_spoken(backbone)}."
     )
 
 

@@ -17,7 +17,7 @@ from trunkline.errors import WeightsMismatchError
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
 from trunkline.weights.layouts.timm import DLA, dead_projections
 from trunkline.weights.matching import Match, listed, stem_weight, wrong_shapes
-from trunkline.weights.numbers import FLOATS, check_kinds
+from trunkline.weights.numbers import FLOATS
 
 _TURNED = [2, 1, 0]  # BGR to RGB and back
 # Half precision ends at 65504 batches.
@@ -53,8 +53,7 @@ def to_native(
         bgr: The file's stem takes blue, green, red.
 
     Raises:
-        WeightsMismatchError: Tensors of another shape, or that are no floating-point numbers; all
-            are listed.
+        WeightsMismatchError: Tensors of another shape; all are listed.
     """
     wanted = backbone.state_dict()
     first = stem_weight(backbone.architecture)
@@ -66,7 +65,6 @@ def to_native(
             f"the file does not fit {backbone.variant or 'this network'} as "
             f"{match.layout.title} names it. " + " ".join(listed("Of another shape", wrong))
         )
-    check_kinds({n.upstream: tensors[n.upstream] for n in match.found.values()}, tensors)
     for native, like in wanted.items():
         if native not in match.found:
             state[native] = match.layout.fill_for(native, like)

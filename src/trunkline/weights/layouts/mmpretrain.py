@@ -1,8 +1,9 @@
 """mmpretrain's names.
 
 Sources: mmpretrain ``models/backbones/resnet.py`` (V1c and V1d: ``deep_stem``, ``avg_down``; the
-stride of a bottleneck: ``style``, which no name tells, and which MMDetection's configs of style
-"caffe" feed with BGR) and ``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR input.
+stride of a bottleneck: ``style``, which no name tells, and which configs of style "caffe" feed with
+BGR) and ``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR
+input.
 """
 
 from __future__ import annotations

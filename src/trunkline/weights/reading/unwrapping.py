@@ -35,7 +35,7 @@ _MAX_DEPTH = 4
 
 # What a file may make us do. The largest network of ours has 1008 tensors, a name in it 50 letters;
 # a detector around one has some thousand.
-MAX_TENSORS = 20_000
+MAX_TENSORS = 10_000
 MAX_NAME = 500
 _MAX_PREFIXES = 10
 
@@ -101,7 +101,7 @@ def check_names(names: Collection[str]) -> None:
     if len(names) > MAX_TENSORS:
         raise CheckpointError(
             f"holds {len(names)} tensors; {MAX_TENSORS} are the most that are read, and no network "
-            "of ours has a tenth. Save the backbone's alone."
+            "of ours has a fifth. Save the backbone's alone."
         )
     if (longest := max(map(len, names), default=0)) > MAX_NAME:
         raise CheckpointError(
