@@ -6,6 +6,7 @@ What is found is what ``lookalikes`` names, and none of it goes unsaid in a load
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from loopback import LoopbackHub
 from torch import Tensor
 from upstream_files import on_meta
 
@@ -32,6 +34,8 @@ from trunkline.weights.lookalikes import UNTOLD, computes_alike, layers_of, look
 from trunkline.weights.matching import native_shapes, stage_of
 from trunkline.weights.sources import Located
 from trunkline.zoo import build_backbone, variant_config
+
+pytestmark = pytest.mark.usefixtures("weights_home")
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 STAGES = (1, 2, 3, 4)
@@ -288,7 +292,7 @@ def test_the_hash_of_a_published_file_tells() -> None:
         ("resnet50", "timm-tv-in1k"),
     }
     assert read(on_meta("resnet50"), tensors, **published).notes == ()
-    with pytest.raises(WeightsMismatchError, match="is by its hash resnet50, and resnet50-caffe c"):
+    with pytest.raises(WeightsMismatchError, match="by its address or hash resnet50, and r"):
         read(on_meta("resnet50-caffe"), tensors, **published)
     # Eight digits are no proof of a tag or a licence.
     report = read(on_meta("resnet50"), tensors, **published).report()
@@ -303,6 +307,56 @@ def test_the_address_of_a_row_tells() -> None:
     checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
     with pytest.raises(WeightsMismatchError, match="is resnet50 in the catalog, and resnet50d com"):
         read_for(on_meta("resnet50d"), located, checkpoint)
+
+
+CONFIGS_BESIDE: dict[str, tuple[str, str | None]] = {
+    "timm": ('{"architecture": "resnet50d", "num_classes": 1000}', "resnet50d"),
+    "timm of the other": ('{"architecture": "resnet50c"}', "resnet50c"),
+    "timm of another": ('{"architecture": "resnet18"}', None),
+    "transformers, which has neither": ('{"model_type": "bert"}', None),
+    "no JSON": ("{", None),
+    "of another kind": ('{"architecture": {"name": "resnet50d"}}', None),
+    "deep": ("[" * 100_000, None),
+    "too large": ('{"architecture": "resnet50d"}' + " " * (1 << 20), None),
+    "none": ("", None),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS_BESIDE)
+def test_a_config_beside_the_file_tells(tmp_path: Path, case: str) -> None:
+    text, said = CONFIGS_BESIDE[case]
+    if text:
+        (tmp_path / "config.json").write_text(text)
+    path = tmp_path / "x.bin"
+    located = Located(source=str(path), path=path, sha256="")
+    tensors = tensors_of("resnet50d", "trunkline")
+    checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
+    if said == "resnet50d":
+        with pytest.raises(WeightsMismatchError, match=r"is by its config\.json resnet50d, and"):
+            read_for(on_meta("resnet50c"), located, checkpoint)
+        assert conversion._identified(located, checkpoint, None, "auto", "timm") == said
+    else:
+        notes = read_for(on_meta("resnet50c"), located, checkpoint).notes
+        assert len(notes) == (0 if said else 1)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_transformers_config_tells_where_the_stride_is(
+    loopback_hub: LoopbackHub, tmp_path: Path, early: bool
+) -> None:
+    config = {"model_type": "resnet", "downsample_in_bottleneck": early}
+    loopback_hub.add_file("me/net", "config.json", json.dumps(config).encode(), large=False)
+    tensors = tensors_of("resnet50", "transformers-resnet")
+    for file in ("", "/pytorch_model.bin", "/sub/pytorch_model.bin"):
+        located = Located(source=f"hf://me/net{file}", path=tmp_path / "x", sha256="")
+        checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
+        if "sub" in file:  # where no config is
+            assert len(read_for(on_meta("resnet50"), located, checkpoint).notes) == 1
+        elif early:
+            with pytest.raises(WeightsMismatchError, match=r"by its config\.json resnet50-caffe"):
+                read_for(on_meta("resnet50"), located, checkpoint)
+        else:
+            assert read_for(on_meta("resnet50"), located, checkpoint).notes == ()
 
 
 # A conversion has nobody who named one.

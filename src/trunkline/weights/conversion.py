@@ -30,8 +30,8 @@ from trunkline.weights.loading import Read, read_for
 from trunkline.weights.lookalikes import computes_alike
 from trunkline.weights.matching import classifier_names, stem_weight
 from trunkline.weights.numbers import check_kinds, unsound
-from trunkline.weights.sources import Located, known_by_hash, locate
-from trunkline.weights.statements import Statement, name_given_by_others, statement_of
+from trunkline.weights.sources import Located, locate
+from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
 from trunkline.zoo import canonical_name, variant_config
 
@@ -178,13 +178,10 @@ def _identified(
 
 def _settled(located: Located, checkpoint: Checkpoint, fitting: list[str], to: str) -> str:
     """Return one of the variants that a file fits, if it is known which function it computes."""
-    known = [row.variant for row in located.rows]
-    if named := name_given_by_others(checkpoint.metadata):
-        known.append(named)
     alike = [v for v in fitting if _alike(v, fitting[0])]
     if len(alike) < len(fitting):
-        known += [row.variant for row in known_by_hash(located.sha256)]
-        alike = [v for v in fitting if any(_alike(v, one) for one in known)]
+        said = said_elsewhere(located, checkpoint, fitting)
+        alike = [v for v in fitting if any(_alike(v, one) for one in said)]
     if not alike or not all(_alike(v, alike[0]) for v in alike):
         raise UnknownLayoutError(
             f"{located.path} fits {' and '.join(sorted(fitting))}, which compute different things "

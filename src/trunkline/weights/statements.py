@@ -10,8 +10,9 @@ tag and no licence is believed because a file says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trunkline.backbones.backbone import Architecture, Backbone
@@ -21,13 +22,16 @@ from trunkline.errors import (
     CheckpointError,
     ConfigError,
     UnknownVariantError,
+    WeightsError,
     WeightsMismatchError,
 )
-from trunkline.files import DocumentError, parse_document
+from trunkline.files import DocumentError, parse_document, read_document
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights.checkpoint import Checkpoint
+from trunkline.weights.files.huggingface import SCHEME, parse
+from trunkline.weights.hub import fetch_hf
 from trunkline.weights.layouts import LAYOUTS
-from trunkline.weights.layouts.layout import Layout
+from trunkline.weights.layouts.layout import Layout, feature
 from trunkline.weights.lookalikes import computes_alike, difference, lookalikes
 from trunkline.weights.matching import Match, stage_of
 from trunkline.weights.sources import Located, known_by_hash
@@ -39,6 +43,7 @@ _ANEW = "write the file anew with `trunkline convert` or save_pretrained"
 # Where the scripts of others put the name of what they trained; a path or an URL is longer.
 _OTHERS = ("arch", "architecture", "model_name", "variant")
 _LONGEST_NAME = 64
+_CONFIG, _CONFIG_BYTES = "config.json", 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,19 +214,77 @@ def doubts(
     if named is not None and _is(named, ours):
         return ()
     alike = {} if match.layout.told else _fits_too(backbone, match)
-    known = dict.fromkeys(row.variant for row in known_by_hash(located.sha256)) if alike else {}
-    for variant, who in ((named, "calls itself"), *((v, "is by its hash") for v in known)):
+    said = {}
+    if alike:
+        fitting = [*alike, *([backbone.variant] if backbone.variant else [])]
+        said = said_elsewhere(located, checkpoint, fitting)
+    for variant, who in said.items():
         if variant in alike:
             raise WeightsMismatchError(
                 f"{located.path} {who} {variant}, and {_spoken(backbone)} computes something else "
                 f"of the same names and shapes ({difference(variant_config(variant), ours)}). "
-                f"Nothing was loaded; build {variant}. If it is wrong about itself, save its "
-                "state dict alone."
+                f"Nothing was loaded; build {variant}. If that is wrong, save its state dict alone."
             )
-    if any(_is(variant, ours) for variant in known) or located.rows:
-        return ()
     called = f"The file calls its network {named}; it was taken for {_spoken(backbone)}."
-    return (*([called] if named else ()), *_both(backbone, alike))
+    known = any(_is(variant, ours) for variant in said)
+    return (*([called] if named else ()), *(() if known else _both(backbone, alike)))
+
+
+def said_elsewhere(
+    located: Located, checkpoint: Checkpoint, fitting: Sequence[str]
+) -> dict[str, str]:
+    """Return which variants a file is called or known as, beside its names and shapes, and by whom.
+
+    Args:
+        located: The file.
+        checkpoint: What it holds.
+        fitting: Variants that it fits, of which one has to be chosen.
+    """
+    said: dict[str, str] = {}
+    if named := name_given_by_others(checkpoint.metadata):
+        said[named] = "calls itself"
+    for row in (*located.rows, *known_by_hash(located.sha256)):
+        said.setdefault(row.variant, "is by its address or hash")
+    config = config_beside(located)
+    if config is not None:
+        if named := named_variant(config.architecture):
+            said.setdefault(named, "is by its config.json")
+        for variant in fitting if config.model_type == "resnet" else ():
+            early = bool(feature(variant_config(variant), "stride_in_1x1"))
+            if early == config.downsample_in_bottleneck:
+                said.setdefault(variant, "is by its config.json")
+    return said
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What other libraries' ``config.json`` says of a network.
+
+    Attributes:
+        architecture: timm's name.
+        model_type: transformers' family.
+        downsample_in_bottleneck: Of transformers' ResNets: the stride is in the first 1×1.
+    """
+
+    architecture: str = ""
+    model_type: str = ""
+    downsample_in_bottleneck: bool = False
+
+
+def config_beside(located: Located) -> HubConfig | None:
+    """Return the config that lies beside a file, in its folder or repository; None without one."""
+    try:
+        if located.source.startswith(SCHEME):
+            address = parse(located.source)
+            beside = PurePosixPath(address.file or _CONFIG).with_name(_CONFIG)
+            path = fetch_hf(str(replace(address, file=str(beside))))
+        elif Path(located.source).expanduser() == located.path:
+            path = located.path.with_name(_CONFIG)
+        else:
+            return None  # a file of the cache, whose neighbours are others'
+        return read_document(path, HubConfig, max_bytes=_CONFIG_BYTES)
+    except (WeightsError, DocumentError, OSError):
+        return None  # then nothing says what the file is, which its reader is told
 
 
 def _fits_too(backbone: Backbone, match: Match) -> dict[str, Layout]:

@@ -94,7 +94,6 @@ _OTHER_TENSORS = {
     **dict.fromkeys(("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"), _SPARSE),
     "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
     "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
-    "_rebuild_wrapper_subclass": "a tensor of a class of its own: save a plain one",
 }
 # Python 2 wrote these; numpy 2 moved its own.
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
