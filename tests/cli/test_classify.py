@@ -134,7 +134,7 @@ def test_licence_must_be_agreed_to(
         (["--weights", "none"], r"'none'"),
         (["--top", "1001"], r"top must be from 1 to 1000, the number of classes, got 1001"),
         (["--layout", "caffe"], r"no layout 'caffe'; allowed: auto, trunkline, "),
-        (["--backbone", "dla34"], r"the file does not fit dla34 .*The file holds dla46-c"),
+        (["--backbone", "dla34"], r"holds dla46-c, and dla34 computes .*build dla46-c"),
     ],
 )
 def test_errors_are_one_line(photo: str, dla46: Path, flags: list[str], message: str) -> None:

@@ -109,7 +109,7 @@ def check_integers(**values: object) -> None:
                     f"{name} must be an integer, or a tuple of integers where several are meant, "
                     f"got {value!r}."
                 )
-            if abs(int(one)) > MOST:  # type: ignore[call-overload]
+            if abs(int(one)) > MOST:
                 raise ConfigError(f"{name} must be at most {MOST}, got {value!r}.")
 
 

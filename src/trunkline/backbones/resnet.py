@@ -118,7 +118,7 @@ class ResNetConfig:
             )
 
     def _mid_channels(self, index: int) -> int:
-        return self.width * 2**index * self.width_per_group // 64 * self.groups
+        return (self.width << index) * self.width_per_group // 64 * self.groups
 
     @property
     def stem_channels(self) -> int:

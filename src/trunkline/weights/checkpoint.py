@@ -14,6 +14,7 @@ short takes its pages with it.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import stat
@@ -145,7 +146,7 @@ def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
     root: object
     if _is_safetensors(path, data):
         kind = "safetensors"
-        metadata, root = _read_safetensors(path)
+        metadata, root = _read_safetensors(path, data)
     else:
         kind, root = _read_pickled(data)
         metadata = scalars(root)
@@ -227,12 +228,15 @@ def _is_safetensors(path: Path, data: memoryview) -> bool:
     return data.nbytes > 8 and data[8] == ord("{") and not any(data[5:8])
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read_safetensors(path: Path, data: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             names = file.keys()
             check_names(names)  # before a tensor is made
+            # Of a name that is there twice another reader may take the other tensor.
+            header = bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            json.loads(header, object_pairs_hook=_each_once)
             return metadata, {name: file.get_tensor(name) for name in names}
     except CheckpointError:
         raise
@@ -241,6 +245,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(
             f"is not a safetensors file, or a damaged one ({reason}). Download it again."
         ) from error
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _read_pickled(data: memoryview) -> tuple[str, object]:

@@ -170,9 +170,9 @@ def load_weights(
 
 def adopt(backbone: Backbone, read: Read) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
-    assign(backbone, read.native.state)
+    placed = assign(backbone, read.native.state)
     report = read.report()
-    if said := unsound(backbone.state_dict()):  # as they are now: a cast may end in infinity
+    if said := unsound(placed):  # as they are now: a cast may end in infinity
         logger.warning("%s: %s", read.located.path, " ".join(said))
         report = replace(report, notes=(*report.notes, *said))
     backbone.preprocessing = read.preprocessing
@@ -270,11 +270,14 @@ def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
     return said
 
 
-def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put tensors in place, on the device and in the dtype of what was there.
 
     A backbone on the meta device gets tensors of its own; one that exists keeps its parameters,
     since an optimizer may hold them.
+
+    Returns:
+        What was put there.
     """
     present = backbone.state_dict()
     on_meta = any(tensor.is_meta for tensor in present.values())
@@ -284,6 +287,7 @@ def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
         tensor = _own(state[name]) if on_meta else state[name]
         placed[name] = tensor.to(device, old.dtype)
     backbone.load_state_dict(placed, assign=on_meta)
+    return placed
 
 
 def _own(tensor: Tensor) -> Tensor:

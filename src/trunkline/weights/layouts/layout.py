@@ -111,11 +111,15 @@ class Layout:
             LookupError: A name that no rule, or more than one, speaks of. Our own mistake, which
                 the tests of a layout rule out.
         """
-        table = _table(self.name, tuple(self.rules(architecture)))
+        table = self._names_of(architecture)
         names = {name: table[name] for name in native if not self._left_out(name)}
         if len({entry.upstream for entry in names.values()}) != len(names):
             raise LookupError(f"{self.name} gives one name to two tensors")
         return names
+
+    @lru_cache(maxsize=512)  # noqa: B019 - layouts live as long as the process
+    def _names_of(self, architecture: Architecture) -> _Table:
+        return _table(self.name, tuple(self.rules(architecture)))
 
     def _left_out(self, native: str) -> bool:
         if native.endswith(BATCH_COUNTER):

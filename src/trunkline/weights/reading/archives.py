@@ -148,7 +148,7 @@ def _header_bytes(data: memoryview, info: zipfile.ZipInfo) -> int:
     header = bytes(data[info.header_offset : info.header_offset + _LOCAL.size])
     if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
         raise CheckpointError(f"is damaged: {_shown(info)} of its archive lies outside it.")
-    _, flags, size, name_bytes, extra_bytes = _LOCAL.unpack(header)
+    flags, size, name_bytes, extra_bytes = _LOCAL.unpack(header)[1:]
     start = info.header_offset + _LOCAL.size
     name = bytes(data[start : start + name_bytes])
     # A size that is not in the header comes behind the content, or in the extra field.
@@ -156,7 +156,7 @@ def _header_bytes(data: memoryview, info: zipfile.ZipInfo) -> int:
     encoding = "utf-8" if info.flag_bits & _UTF_8 else "cp437"
     if name != info.orig_filename.encode(encoding) or not sized:
         raise _loose(f"{_shown(info)} is something else to who reads it from the beginning")
-    return _LOCAL.size + name_bytes + extra_bytes
+    return _LOCAL.size + int(name_bytes) + int(extra_bytes)
 
 
 def _shown(info: zipfile.ZipInfo) -> str:
