@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from loopback import LoopbackHub
 from torch import Tensor
-from upstream_files import described_tensors, natives, on_meta
+from upstream_files import described_tensors, natives, on_meta, saved
 
 from trunkline import Backbone, list_backbones
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
@@ -214,3 +215,18 @@ def test_a_file_that_could_be_either_is_not_converted_by_guess(
 )
 def test_a_layout_that_tells_is_enough(variant: str, layout: str, to: str, expected: str) -> None:
     assert identified(variant, layout, to) == expected
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_conversion_into_a_file_without_words_says_what_it_looks_like(
+    tmp_path: Path, suffix: str
+) -> None:
+    tensors = {
+        name: torch.zeros(tensor.shape, dtype=tensor.dtype)
+        for name, tensor in described_tensors("resnet50c", "timm-resnet").items()
+    }
+    source = saved(tmp_path / "x.safetensors", tensors)
+    notes = conversion.convert(source, tmp_path / f"y{suffix}", "trunkline").notes
+    said = "Nothing in it tells it from resnet50d or resnet50vd, which computes something else"
+    assert [note.partition(";")[0] for note in notes] == ([said] if suffix == ".pth" else [])
+    assert conversion.convert(source, tmp_path / f"z{suffix}", "timm").notes == ()

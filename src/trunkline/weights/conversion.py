@@ -25,9 +25,9 @@ from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import Candidate, candidate, candidates
 from trunkline.weights.layouts import LAYOUTS, TARGETS, layouts_for
-from trunkline.weights.layouts.layout import Layout
+from trunkline.weights.layouts.layout import CLASSIFIER, Layout
 from trunkline.weights.loading import Read, read_for
-from trunkline.weights.lookalikes import computes_alike
+from trunkline.weights.lookalikes import computes_alike, lookalikes
 from trunkline.weights.matching import classifier_names, stem_weight
 from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import Located, locate
@@ -136,7 +136,7 @@ def convert(
         written_as=target.name,
         num_tensors=len(tensors),
         classifier=any(native.startswith("classifier") for native in state),
-        notes=(*notes, *unsound(state), *_warnings(target, Path(dst))),
+        notes=(*notes, *unsound(state), *_warnings(target, Path(dst), architecture, list(state))),
     )
 
 
@@ -278,12 +278,23 @@ def _statement(read: Read, variant: str, target: Layout) -> Statement:
     )
 
 
-def _warnings(target: Layout, dst: Path) -> list[str]:
+def _warnings(
+    target: Layout, dst: Path, architecture: Architecture, native: list[str]
+) -> list[str]:
     said = []
     if target.bgr:
         said.append("The stem takes BGR, as that library's networks do.")
-    if target.told and dst.suffix != ".safetensors":  # which says it in its metadata
+    if dst.suffix == ".safetensors":  # which says the rest in its metadata
+        return said
+    if target.told:
         said.append(f"Read it back with layout={target.name!r}: {target.told}.")
+    backbone = [name for name in native if not name.startswith(CLASSIFIER)]
+    others = [one.variant for one in lookalikes(architecture, target, backbone)]
+    if others and not target.told:
+        said.append(
+            f"Nothing in it tells it from {' or '.join(others)}, which computes something else; a "
+            "file in .safetensors says what it is."
+        )
     return said
 
 
