@@ -124,6 +124,7 @@ CONFIGS_BESIDE: dict[str, tuple[str, str | None]] = {
     "timm": ('{"architecture": "resnet50d", "num_classes": 1000}', "resnet50d"),
     "timm of the other": ('{"architecture": "resnet50c"}', "resnet50c"),
     "timm of another": ('{"architecture": "resnet18"}', None),
+    "transformers, of what neither has": ('{"model_type": "resnet"}', None),
     "transformers, which has neither": ('{"model_type": "bert"}', None),
     "no JSON": ("{", None),
     "of another kind": ('{"architecture": {"name": "resnet50d"}}', None),
@@ -230,3 +231,47 @@ def test_a_conversion_into_a_file_without_words_says_what_it_looks_like(
     said = "Nothing in it tells it from resnet50d or resnet50vd, which computes something else"
     assert [note.partition(";")[0] for note in notes] == ([said] if suffix == ".pth" else [])
     assert conversion.convert(source, tmp_path / f"z{suffix}", "timm").notes == ()
+
+
+# A part of a network is not another one whose first stages happen to be the same.
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "layout", "match"),
+    [
+        (
+            "resnet50",
+            "resnet101",
+            "torchvision-resnet",
+            r"Missing: 255 \(layer3\.10.*holds resnet50",
+        ),
+        (
+            "resnet101",
+            "resnet50",
+            "torchvision-resnet",
+            r"Left over: 306 \(layer3\.10.*resnet101",
+        ),
+        ("regnet-x-004-tv", "regnet-x-004", "timm-regnet", r"is 400, needs 384.*regnet-x-004-tv"),
+        ("dla60", "dla102", "timm-dla", r"Left over: 252 \(level3\.tree1.*holds dla60"),
+    ],
+)
+def test_the_first_stages_of_another_network_are_refused(
+    theirs: str, ours: str, layout: str, match: str
+) -> None:
+    tensors = described_tensors(theirs, layout)
+    with pytest.raises(WeightsMismatchError, match=match):
+        read(on_meta(ours, return_idx=(0,)), tensors)
+    assert read(on_meta(theirs, return_idx=(0,)), tensors).match.beyond
+
+
+def test_what_a_pruned_file_looks_like_is_said() -> None:
+    tensors = {
+        name: tensor
+        for name, tensor in described_tensors("dla102", "timm-dla").items()
+        if not name.startswith(("level3", "level4", "level5"))
+    }
+    (said,) = read(on_meta("dla102", return_idx=(0,)), tensors).notes
+    assert "which computes something else: dla60 (depths (1, 2, 3, 1), here (1, 3, 4, 1)" in said
+    assert "residual_root False, here True" in said
+    whole = described_tensors("dla102", "timm-dla")  # its other stages tell
+    assert read(on_meta("dla102", return_idx=(0,)), whole).notes == ()

@@ -44,6 +44,11 @@ class Match:
     unexpected: tuple[str, ...] = ()
 
     @property
+    def num_held(self) -> int:
+        """How many tensors of the network the file holds, classifier apart."""
+        return len(self.found) + len(self.beyond)
+
+    @property
     def complete(self) -> bool:
         """Whether nothing is missing and nothing unexplained."""
         return not self.missing and not self.unexpected
@@ -202,8 +207,8 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
             for known in layouts_for(backbone.architecture)
             if _fits_norm(known, kind)
         ]
-    best = max(matches, key=lambda match: len(match.found), default=None)
-    if best is None or len(best.missing) > len(best.found):
+    best = max(matches, key=lambda match: match.num_held, default=None)
+    if best is None or len(best.missing) > best.num_held:
         raise UnknownLayoutError(
             f"no layout of {_spoken(backbone)} has names such as "
             f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."

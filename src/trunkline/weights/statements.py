@@ -39,7 +39,10 @@ from trunkline.zoo import canonical_name, family_config, variant_config
 
 KEY = "trunkline"
 FORMAT = 2
-_ANEW = "write the file anew with `trunkline convert` or save_pretrained"
+_ANEW = (
+    "save the network anew, or leave its words out: "
+    "safetensors.torch.save_file(safetensors.torch.load_file(PATH), PATH)"
+)
 # Where the scripts of others put the name of what they trained; a path or an URL is longer.
 _OTHERS = ("arch", "architecture", "model_name", "variant")
 _LONGEST_NAME = 64
@@ -249,10 +252,11 @@ def said_elsewhere(
     if config is not None:
         if named := named_variant(config.architecture):
             said.setdefault(named, "is by its config.json")
-        for variant in fitting if config.model_type == "resnet" else ():
-            early = bool(feature(variant_config(variant), "stride_in_1x1"))
-            if early == config.downsample_in_bottleneck:
-                said.setdefault(variant, "is by its config.json")
+        early = [v for v in fitting if feature(variant_config(v), "stride_in_1x1")]
+        late = [v for v in fitting if v not in early]
+        if config.model_type == "resnet" and early and late:  # else it tells nothing
+            chosen = early if config.downsample_in_bottleneck else late
+            said = dict.fromkeys(chosen, "is by its config.json") | said
     return said
 
 
