@@ -126,7 +126,9 @@ def family_config(family: str, values: Mapping[str, Any]) -> Architecture:
         raise ConfigError(f"no family {family!r}; allowed: {', '.join(configs)}.")
     known = [field.name for field in fields(configs[family])]
     if unknown := sorted(values.keys() - known):
-        raise ConfigError(f"{family} has no {', '.join(unknown)}; its fields: {', '.join(known)}.")
+        raise ConfigError(
+            f"{family} has no {', '.join(unknown[:10])}; its fields: {', '.join(known)}."
+        )
     try:
         return msgspec.convert(dict(values), configs[family])
     except msgspec.ValidationError as error:

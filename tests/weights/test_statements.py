@@ -322,3 +322,15 @@ def test_a_file_cannot_give_itself_a_tag_or_a_licence(tmp_path: Path) -> None:
     assert "The file says of itself: tag timm-in1k, license Apache-2.0. Nothing proves it." in str(
         report
     )
+
+
+def test_what_a_file_says_cannot_be_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    tensors = upstream_tensors("timm-regnet", "regnet-x-002")
+    claimed = {**WORDS, "tag": "\x1b[2Jx\nlicence: MIT", "license": "M" * 10**5}
+    path = saved(tmp_path / "x.safetensors", tensors, {KEY: json.dumps(claimed)})
+    report = create_backbone("regnet-x-002", weights=path).load_report
+    assert report is not None
+    assert report.claims["tag"] == r"\x1b[2Jx licence: MIT"
+    for said in (str(report), str(convert(path, tmp_path / "y.pth", "timm"))):
+        assert said.replace("\n", "").isprintable()
+        assert len(said) < 2000

@@ -19,7 +19,13 @@ from torch import Tensor
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import FrozenBatchNorm2d, NormStandIn
-from trunkline.errors import ConfigError, OutputError, UnknownLayoutError, WeightsMismatchError
+from trunkline.errors import (
+    ConfigError,
+    OutputError,
+    UnknownLayoutError,
+    WeightsMismatchError,
+    legible,
+)
 from trunkline.outputs import written_whole
 from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
@@ -67,7 +73,7 @@ class ConversionReport:
             f"{self.path}: {self.variant}, {self.num_tensors} tensors {head}, "
             f"read as {self.read_as}, written as {self.written_as}."
         )
-        return "\n".join([said, *self.notes])
+        return legible("\n".join([said, *self.notes]))  # they hold words of the file
 
 
 def convert(

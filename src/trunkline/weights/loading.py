@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
@@ -76,7 +76,7 @@ class LoadReport:
         lines = [f"{self.matched} tensors from {self.path.name}, read as {self.layout}."]
         lines += [*self.adapted, *self.notes]
         lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
-        return "\n".join(lines)
+        return legible("\n".join(lines))  # it holds words of the file
 
 
 @dataclass(frozen=True)

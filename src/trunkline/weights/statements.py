@@ -24,6 +24,7 @@ from trunkline.errors import (
     UnknownVariantError,
     WeightsError,
     WeightsMismatchError,
+    legible,
 )
 from trunkline.files import DocumentError, parse_document, read_document
 from trunkline.preprocessing import Preprocessing
@@ -98,9 +99,9 @@ class Statement:
 
     @property
     def claims(self) -> dict[str, str]:
-        """The tag and the licence, as far as they are said."""
+        """The tag and the licence, as far as they are said, each in one line."""
         said = {"tag": self.tag, "license": self.license}
-        return {key: value for key, value in said.items() if value}
+        return {key: legible(" ".join(value.split())) for key, value in said.items() if value}
 
     def metadata(self) -> dict[str, str]:
         """Return what a safetensors file keeps of it; ``format`` there is another library's."""
