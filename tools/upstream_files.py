@@ -9,15 +9,21 @@ import math
 import pickle
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record_keys import dtype_of, recorded_keys
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trunkline import Backbone, create_backbone
+from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.layouts.layout import Layout
+from trunkline.weights.matching import native_shapes, stage_of
+from trunkline.zoo import variant_config
 
 Tensors = Mapping[str, Tensor]
 
@@ -33,16 +39,20 @@ def upstream_tensors(layout: str, variant: str) -> dict[str, Tensor]:
 
 
 def hollow_tensors(layout: str, variant: str) -> dict[str, Tensor]:
-    """Return the same names, large tensors with memory that nobody has written to.
+    """Return the same names, large tensors of zeros that nobody has written.
 
     The memory of a large network is only promised then, never had. Who moves such a tensor without
     a copy keeps its address.
     """
     keys = recorded_keys(layout)[variant]
     return {
-        name: numbers(name, shape) if math.prod(shape) <= SMALL else torch.empty(shape)
+        name: numbers(name, shape) if math.prod(shape) <= SMALL else _promised(shape)
         for name, shape in keys.items()
     }
+
+
+def _promised(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.zeros(shape, np.float32))  # torch.zeros would write them
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -108,3 +118,29 @@ def run(backbone: Backbone, images: Tensor) -> list[Tensor]:
     with torch.inference_mode():
         maps: list[Tensor] = backbone.eval()(images)
     return maps
+
+
+def natives(variant: str, layout: Layout, stages: int = 4) -> list[str]:
+    """Return our names of what a layout's file of the first stages holds."""
+    return [
+        name
+        for name in native_shapes(variant_config(variant))
+        if stage_of(name) < stages and (not layout.norm or name.endswith((".weight", ".bias")))
+    ]
+
+
+@cache
+def shapes_under(variant: str, layout: str, stages: int = 4) -> frozenset[tuple[str, torch.Size]]:
+    """Return the names and shapes of a file of the first stages, as an upstream writes it."""
+    architecture, known = variant_config(variant), LAYOUTS[layout]
+    shapes = native_shapes(architecture)
+    names = known.names(architecture, natives(variant, known, stages))
+    return frozenset((name.upstream, shapes[ours].shape) for ours, name in names.items())
+
+
+def described_tensors(variant: str, layout: str) -> dict[str, Tensor]:
+    """Return the tensors of such a file on the meta device."""
+    return {
+        name: torch.empty(shape, dtype=dtype_of(name), device="meta")
+        for name, shape in shapes_under(variant, layout)
+    }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from typing_extensions import Unpack
@@ -109,20 +110,29 @@ def family_config(family: str, values: Mapping[str, Any]) -> Architecture:
 
     Args:
         family: ``"resnet"``, ``"dla"`` or ``"regnet"``.
-        values: One entry per field, as ``dataclasses.asdict`` gives them.
+        values: One entry per field, as ``dataclasses.asdict`` gives them, or as JSON gives those:
+            lists are taken for tuples. Fields with a default may be absent.
 
     Raises:
-        ConfigError: Another family, or a value outside what is allowed.
-        TypeError: Fields that the config does not have, or that are missing.
+        ConfigError: Another family; a field that it does not have, that is missing, or whose value
+            is of another kind or outside what is allowed.
     """
-    configs: dict[str, Callable[..., Architecture]] = {
+    configs: dict[str, type[resnet.ResNetConfig | dla.DLAConfig | regnet.RegNetConfig]] = {
         "resnet": resnet.ResNetConfig,
         "dla": dla.DLAConfig,
         "regnet": regnet.RegNetConfig,
     }
     if family not in configs:
         raise ConfigError(f"no family {family!r}; allowed: {', '.join(configs)}.")
-    return configs[family](**values)
+    known = [field.name for field in fields(configs[family])]
+    if unknown := sorted(values.keys() - known):
+        raise ConfigError(
+            f"{family} has no {', '.join(unknown[:10])}; its fields: {', '.join(known)}."
+        )
+    try:
+        return msgspec.convert(dict(values), configs[family])
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"this is no {family}: {error}") from error
 
 
 def canonical_name(name: str) -> str:

@@ -15,10 +15,11 @@ from loopback import LoopbackHub
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from trunkline.cli.loaded import download_bars
+from trunkline.cli.loaded import download_bars, print_report, report_as_dict
 from trunkline.cli.root import app
 from trunkline.heads.classifier import classify, load_classifier
 from trunkline.weights.catalog import entries
+from trunkline.weights.loading import LoadReport
 
 
 def run(*arguments: str) -> Result:
@@ -31,6 +32,16 @@ def report(*arguments: str) -> Any:
     result = run(*arguments, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     return json.loads(result.stdout)
+
+
+def test_a_licence_that_a_file_gives_itself_is_called_its_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    claims = {"license": "MIT\x1b[2J", "tag": "timm-in1k"}
+    loaded = LoadReport("x", Path("x"), "0", None, None, "dla", "", 3, claims=claims)
+    print_report(loaded)
+    assert capsys.readouterr().out.splitlines()[-1] == r"licence   MIT\x1b[2J, says the file"
+    assert report_as_dict(loaded)["claims"] == claims
 
 
 def test_table_has_the_five_likeliest(photo: str, dla46: Path) -> None:
@@ -134,7 +145,7 @@ def test_licence_must_be_agreed_to(
         (["--weights", "none"], r"'none'"),
         (["--top", "1001"], r"top must be from 1 to 1000, the number of classes, got 1001"),
         (["--layout", "caffe"], r"no layout 'caffe'; allowed: auto, trunkline, "),
-        (["--backbone", "dla34"], r"the file does not fit dla34 .*The file holds dla46-c"),
+        (["--backbone", "dla34"], r"holds dla46-c, and dla34 computes .*build dla46-c"),
     ],
 )
 def test_errors_are_one_line(photo: str, dla46: Path, flags: list[str], message: str) -> None:

@@ -102,7 +102,7 @@ def test_licence_must_be_agreed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("o.pkl", ["--to", "timm"], r"ending that is not written for timm"),
         ("o.pth", ["--to", "pycls"], r"pycls has no dla46-c; it can be written for: "),
         ("o.pth", ["--to", "timm", "--variant", "dla"], r"no variant 'dla'; closest: "),
-        ("o.pth", ["--to", "timm", "--variant", "dla34"], r"the file does not fit dla34"),
+        ("o.pth", ["--to", "timm", "--variant", "dla34"], r"holds dla46-c, and dla34 computes"),
         ("o.pth", ["--to", "timm", "--layout", "caffe"], r"caffe"),
     ],
 )

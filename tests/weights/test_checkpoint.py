@@ -219,6 +219,9 @@ def _entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[s
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+_ENTRIES = [json.dumps(_entry([1], 0, 4)).encode(), json.dumps(_entry([3], 4, 16)).encode()]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -232,6 +235,9 @@ def _entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[s
         _safetensors({"a": _entry([4], 0, 16, "F31")}),
         _safetensors({"a": _entry([2], 0, 8)}),
         _safetensors({"a": None}),
+        _safetensors(b'{"a":%s,"a":%s,"b":%s}' % (_ENTRIES[0], _ENTRIES[1], _ENTRIES[0])),
+        _safetensors(b'{"__metadata__":{"x":"1","x":"2"},"a":%s}' % _ENTRIES[0], data=bytes(4)),
+        _safetensors({"a": _entry([4], 0, 16)}) + b"\0",
         _safetensors(b"{"),
         _safetensors(b'{"a":' + b"[" * 100_000),
         _safetensors({}, length=2**40),

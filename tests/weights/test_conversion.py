@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -192,26 +193,30 @@ def test_metadata_says_what_it_is_and_where_it_came_from(
     path = convert("pycls", tmp_path / "x.safetensors", "timm", variant="regnet_x_002").path
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    preprocessing = metadata.pop("preprocessing")
-    assert metadata == {
-        "format": "pt",
+    words = json.loads(metadata.pop("trunkline"))
+    assert metadata == {"format": "pt"}
+    preprocessing, architecture = words.pop("preprocessing"), words.pop("architecture")
+    assert words == {
+        "format": 2,
+        "family": "regnet",
         "variant": "regnet-x-002",
         "layout": "timm-regnet",
         "tag": "pycls",
         "license": "MIT",
         "source_sha256": file_sha256(source),
     }
-    assert '"channel_order": "RGB"' in preprocessing
+    assert (preprocessing["channel_order"], architecture["depth"]) == ("RGB", 13)
     backbone = create_backbone("regnet-x-002", weights=path)
     assert backbone.preprocessing == row.preprocessing.in_rgb()
     assert backbone.load_report is not None
-    assert (backbone.load_report.tag, backbone.load_report.license) == ("pycls", "MIT")
+    assert (backbone.load_report.tag, backbone.load_report.license) == (None, None)
+    assert backbone.load_report.claims == {"tag": "pycls", "license": "MIT"}
     # The next conversion takes along what the file says of itself.
     again = convert(path, tmp_path / "again.safetensors", "transformers").path
     with safe_open(again, framework="pt") as file:
-        assert file.metadata()["preprocessing"] == preprocessing
-        assert file.metadata()["license"] == "MIT"
-        assert file.metadata()["tag"] == "pycls"
+        more = json.loads(file.metadata()["trunkline"])
+    assert more["preprocessing"] == preprocessing
+    assert (more["license"], more["tag"]) == ("MIT", "pycls")
 
 
 def test_a_licence_has_to_be_agreed_to(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_names_that_do_not_tell_the_stride_have_to_be_helped(tmp_path: Path) -> 
     assert report.written_as == "detectron2-msra"
     said = saved(tmp_path / "said.safetensors", tensors, {"variant": "resnet50-caffe"})
     assert convert(said, tmp_path / "x.pth", "detectron2").variant == "resnet50-caffe"
-    message = "says that it holds resnet50-caffe"
+    message = "calls itself resnet50-caffe, and resnet50 computes something else"
     refuse(said, tmp_path / "y.pth", "timm", WeightsMismatchError, message, variant="resnet50")
 
 

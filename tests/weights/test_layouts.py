@@ -133,10 +133,19 @@ def test_names_that_do_not_tell_the_stride_are_read_as_the_usual_network(
     tensors = hollow_tensors(upstream, variant)
     usual = network(variant.removesuffix("-caffe"))
     assert recognise(usual, tensors).layout.name == upstream
-    with pytest.raises(UnknownLayoutError, match=f"no layout of {variant} has names such as"):
+    said = {"mmpretrain-resnet": "mmpretrain-resnet-caffe"}.get(upstream, f"{upstream}-1x1")
+    with pytest.raises(UnknownLayoutError, match=f"where the stride is.*say layout='{said}'"):
         recognise(network(variant), tensors)
     with pytest.raises(WeightsMismatchError, match=f"has no {variant}; layouts that have it: "):
         recognise(network(variant), tensors, upstream)
+    match = recognise(network(variant), tensors, said)
+    assert (match.complete, match.layout.bgr) == (True, upstream == "mmpretrain-resnet")
+    written = to_upstream(
+        match.layout,
+        network(variant).architecture,
+        to_native(network(variant), match, tensors, bgr=match.layout.bgr).state,
+    )
+    assert all(same(written[name], tensors[name]) for name in written)
 
 
 @pytest.mark.parametrize("upstream", RECORDED)
@@ -195,7 +204,7 @@ def test_a_bgr_stem_is_turned_once_in_and_once_out(upstream: str, variant: str) 
 
 def test_which_upstreams_take_bgr() -> None:
     assert {name for name, layout in LAYOUTS.items() if layout.bgr} == {
-        *("pycls", "mmpretrain-regnet", "detectron2-msra"),
+        *("pycls", "mmpretrain-regnet", "mmpretrain-resnet-caffe", "detectron2-msra"),
         *("caffe2", "caffe2-affine", "caffe2-group-norm"),
     }
 

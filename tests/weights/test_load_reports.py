@@ -9,19 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from loopback import FileHost
-from safetensors.torch import save_file
 from upstream_files import (
-    equal,
     hollow_tensors,
     pickled,
     saved,
-    state_of,
     upstream_tensors,
 )
 
 from trunkline import Preprocessing, create_backbone
 from trunkline.errors import (
-    CheckpointError,
     LicenseError,
     OfflineError,
     WeightsNotFoundError,
@@ -165,18 +161,6 @@ def test_a_licence_has_to_be_agreed_to(
 def test_weights_that_are_nowhere(variant: str, weights: str | Path) -> None:
     with pytest.raises(WeightsNotFoundError):
         create_backbone(variant, weights=weights)
-
-
-def test_metadata_in_other_words_than_ours_is_refused(tmp_path: Path) -> None:
-    tensors = upstream_tensors("timm-regnet", "regnet-x-002")
-    for stored in ("{", "[]", '{"resize": 1}', "null"):
-        path = tmp_path / "x.safetensors"
-        save_file(tensors, path, {"preprocessing": stored})
-        backbone = create_backbone("regnet-x-002")
-        before = state_of(backbone)
-        with pytest.raises(CheckpointError, match="how its images are prepared, but not in our"):
-            load_weights(backbone, path)
-        assert equal(before, backbone.state_dict())
 
 
 def test_preprocessing_is_forgotten_with_the_weights_it_belonged_to(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from upstream_files import upstream_tensors
 
 import trunkline
 from trunkline import Backbone, Preprocessing, create_backbone
@@ -21,9 +20,8 @@ from trunkline.errors import (
     OutputError,
     WeightsMismatchError,
 )
-from trunkline.weights import catalog
 from trunkline.weights.conversion import convert
-from trunkline.weights.loading import load_weights
+from trunkline.weights.loading import LoadReport, load_weights
 from trunkline.weights.pretrained import from_pretrained, save_pretrained
 
 if TYPE_CHECKING:
@@ -88,7 +86,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"act": "silu"},
     {"drop_path_rate": 0.25, "checkpointing": True},
     {"frozen_stages": 2},
-    {"allow_noncommercial": True},
 ]
 
 
@@ -117,7 +114,14 @@ def test_a_published_network_keeps_its_name(tmp_path: Path) -> None:
     assert again.load_report is not None
     assert again.load_report.layout == "trunkline"
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "layout": "trunkline", "variant": "regnet-x-002"}
+        metadata = file.metadata()
+    words = json.loads(metadata.pop("trunkline"))
+    assert metadata == {"format": "pt"}
+    assert words.pop("architecture")["group_width"] == 8
+    assert words == {
+        **{"format": 2, "layout": "trunkline", "family": "regnet", "variant": "regnet-x-002"},
+        "act": "relu",
+    }
 
 
 def test_the_weights_alone_are_an_ordinary_checkpoint(tmp_path: Path) -> None:
@@ -140,7 +144,9 @@ def test_weights_with_the_stride_elsewhere_are_told_apart(tmp_path: Path) -> Non
     plain = create_backbone("resnet50", return_idx=(0,))
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     with pytest.raises(
-        WeightsMismatchError, match=r"holds resnet50-caffe, .*; build resnet50-caffe"
+        WeightsMismatchError,
+        match=r"holds resnet50-caffe, and resnet50 computes something else \(stride_in_1x1 True, "
+        r"here False\)\. Nothing was loaded; build resnet50-caffe",
     ):
         load_weights(plain, tmp_path / "model.safetensors")
     assert all(torch.equal(before[n], t) for n, t in plain.state_dict().items())
@@ -253,19 +259,34 @@ def test_a_licence_that_the_hub_does_not_know_has_a_name_beside_other(tmp_path: 
     assert "license" not in (tmp_path / "README.md").read_text()
 
 
-def test_tag_and_licence_travel_from_folder_to_folder(tmp_path: Path) -> None:
-    source = tmp_path / "x.safetensors"
-    told = {"tag": "pycls", "license": "MIT", "variant": "regnet-x-002"}
-    save_file(upstream_tensors("timm-regnet", "regnet-x-002"), source, told)
-    backbone = create_backbone("regnet-x-002", weights=source)
+def test_tag_and_licence_travel_from_folder_to_folder_as_a_file_s_own_word(tmp_path: Path) -> None:
+    backbone = create_backbone("regnet-x-002")
+    report = LoadReport("pycls", tmp_path / "x.pyth", "0", "pycls", "MIT", "pycls", "", 3)
+    backbone.load_report = report  # as of a download by its tag
     for step in ("one", "two", "three"):
         save_pretrained(backbone, tmp_path / step)
         config = json.loads((tmp_path / step / "config.json").read_text())
         assert (config["license"], config["trained_as"]) == ("MIT", "pycls")
+        card = (tmp_path / step / "README.md").read_text()
+        said = "" if step == "one" else ", as their file says"
+        assert f"- weights: pycls{said}\n- licence: MIT{said}\n" in card
+        assert card.startswith("---\nlicense: mit\n") == (step == "one")
         backbone = from_pretrained(tmp_path / step)
-    assert backbone.load_report is not None
-    assert (backbone.load_report.tag, backbone.load_report.license) == ("pycls", "MIT")
-    assert catalog.find("regnet-x-002", "pycls").license == "MIT"
+        assert backbone.load_report is not None
+        assert (backbone.load_report.tag, backbone.load_report.license) == (None, None)
+        assert backbone.load_report.claims == {"tag": "pycls", "license": "MIT"}
+    save_pretrained(backbone, tmp_path / "four", license="MIT")  # now somebody vouches for it
+    assert (tmp_path / "four" / "README.md").read_text().startswith("---\nlicense: mit\n")
+
+
+def test_nobody_agrees_to_a_licence_for_the_next_one(
+    tmp_path: Path, families: dict[str, Family]
+) -> None:
+    backbone = families["regnet-x"].build(allow_noncommercial=True)
+    save_pretrained(backbone, tmp_path)
+    assert "noncommercial" not in (tmp_path / "config.json").read_text()
+    assert not from_pretrained(tmp_path).options.allow_noncommercial
+    assert from_pretrained(tmp_path, allow_noncommercial=True).options == backbone.options
 
 
 # What cannot be saved.

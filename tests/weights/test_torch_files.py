@@ -198,5 +198,5 @@ def test_an_encrypted_archive(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"data\.pkl' of its archive is cut off or encrypted"):
+    with pytest.raises(CheckpointError, match=r"is encrypted \('a/data\.pkl'\)\. Decrypt it"):
         read_checkpoint(path)

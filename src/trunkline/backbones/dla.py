@@ -40,7 +40,7 @@ from trunkline.backbones.blocks import (
     projection,
 )
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import Options, check_integers, choose_weights
+from trunkline.backbones.options import Options, check_blocks, check_integers, choose_weights
 from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
@@ -80,6 +80,7 @@ class DLAConfig:
         for name, values in (("depths", self.depths), ("channels", self.channels)):
             if len(values) != 4 or min(values) < 1:
                 raise ConfigError(f"{name} must be four numbers of 1 or more, got {values}.")
+        check_blocks(sum(2 ** min(depth, 99) for depth in self.depths))
         if self.stem_channels < 2 or self.stem_channels % 2:
             raise ConfigError(f"stem_channels must be even, got {self.stem_channels}.")
         if self.cardinality < 1 or (self.cardinality > 1 and not self.bottleneck):
@@ -177,6 +178,10 @@ class Root(Checkpointed):
         if self.residual:
             out += maps[0]
         return cast(Tensor, self.act(out))
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows between the brackets."""
+        return f"residual={self.residual}"
 
 
 class Node(nn.Module):

@@ -14,6 +14,8 @@ from trunkline.errors import ConfigError, LevelIndexError
 
 NUM_STAGES = 4
 ALL_STAGES = (0, 1, 2, 3)
+MOST = 2**20  # of anything that a config counts: a file of a stranger's may hold one
+MOST_BLOCKS = 500  # ten times those of the deepest variant
 CUSTOM = "custom"  # stands for a norm or an activation that was given as a callable
 
 
@@ -81,6 +83,7 @@ class BackboneOptions:
             raise ConfigError(
                 f"in_channels must be an integer of 1 or more, got {self.in_channels!r}."
             )
+        check_integers(in_channels=self.in_channels)
         if not _is_int(self.output_stride) or self.output_stride not in (8, 16, 32):
             raise ConfigError(f"output_stride must be 8, 16 or 32, got {self.output_stride!r}.")
         rate = self.drop_path_rate
@@ -106,6 +109,20 @@ def check_integers(**values: object) -> None:
                     f"{name} must be an integer, or a tuple of integers where several are meant, "
                     f"got {value!r}."
                 )
+            if abs(int(one)) > MOST:
+                raise ConfigError(f"{name} must be at most {MOST}, got {value!r}.")
+
+
+def check_blocks(count: int) -> None:
+    """Refuse a network of so many residual blocks that building it would take minutes.
+
+    Raises:
+        ConfigError: There are more than ``MOST_BLOCKS``.
+    """
+    if count > MOST_BLOCKS:
+        raise ConfigError(
+            f"a backbone has at most {MOST_BLOCKS} residual blocks, and these numbers give {count}."
+        )
 
 
 def resolve_indices(return_idx: Sequence[int]) -> tuple[int, ...]:

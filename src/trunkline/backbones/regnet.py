@@ -31,7 +31,14 @@ from typing_extensions import Unpack
 from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.blocks import Bottleneck, ConvNormAct, Sampling, projection
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import ALL_STAGES, Options, check_integers, choose_weights
+from trunkline.backbones.options import (
+    ALL_STAGES,
+    MOST,
+    Options,
+    check_blocks,
+    check_integers,
+    choose_weights,
+)
 from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
@@ -81,22 +88,24 @@ class RegNetConfig:
                 f"initial_width must be a positive multiple of 8, got {self.initial_width}."
             )
         # written so that NaN is refused too
-        if not (self.width_slope >= 0 and self.width_multiplier > 1):
+        if not (0 <= self.width_slope <= MOST and 1 < self.width_multiplier <= MOST):
             raise ConfigError(
                 "width_slope must be 0 or more and width_multiplier above 1, "
-                f"got {self.width_slope} and {self.width_multiplier}."
+                f"got {self.width_slope} and {self.width_multiplier}; {MOST} is the most of either."
             )
         if min(self.depth, self.group_width, self.stem_width) < 1:
             raise ConfigError(
                 "depth, group_width and stem_width must be 1 or more, "
                 f"got {self.depth}, {self.group_width} and {self.stem_width}."
             )
+        check_blocks(self.depth)
         found = [width for width, _ in self._quantized()]
         if len(found) != 4:
             raise ConfigError(
                 f"these numbers give {len(found)} stages, of widths {found}; a backbone has four. "
                 "More depth or a greater width_slope gives more, a greater width_multiplier fewer."
             )
+        check_integers(widths=self.stage_channels)
 
     def _quantized(self) -> list[tuple[int, int]]:
         """Return width and depth of each stage before groups are considered, equations 2 to 4."""

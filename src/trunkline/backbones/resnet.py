@@ -37,7 +37,13 @@ from trunkline.backbones.blocks import (
     projection,
 )
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import ALL_STAGES, Options, check_integers, choose_weights
+from trunkline.backbones.options import (
+    ALL_STAGES,
+    Options,
+    check_blocks,
+    check_integers,
+    choose_weights,
+)
 from trunkline.backbones.variants import is_architecture, name_of
 from trunkline.errors import ConfigError, UnknownVariantError
 
@@ -85,6 +91,7 @@ class ResNetConfig:
         )
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ConfigError(f"depths must be four numbers of 1 or more, got {self.depths}.")
+        check_blocks(sum(self.depths))
         if min(self.width, self.groups, self.width_per_group) < 1:
             raise ConfigError(
                 "width, groups and width_per_group must be 1 or more, got "
@@ -100,6 +107,7 @@ class ResNetConfig:
                 "stem_widths must be one width (7×7 stem) or three (deep 3×3 stem), "
                 f"got {self.stem_widths}."
             )
+        check_integers(bottleneck_channels=self._mid_channels(3))
         if not self.bottleneck and (
             (self.groups, self.width_per_group) != (1, 64) or self.stride_in_1x1
         ):
@@ -108,6 +116,9 @@ class ResNetConfig:
                 f"depth 50; got groups={self.groups}, width_per_group={self.width_per_group}, "
                 f"stride_in_1x1={self.stride_in_1x1} without."
             )
+
+    def _mid_channels(self, index: int) -> int:
+        return (self.width << index) * self.width_per_group // 64 * self.groups
 
     @property
     def stem_channels(self) -> int:
@@ -175,10 +186,9 @@ class ResNetConfig:
         out_channels = self.stage_channels[index]
         if not self.bottleneck:
             return BasicBlock(in_channels, out_channels, sampling, layers, shortcut=shortcut)
-        mid = self.width * 2**index * self.width_per_group // 64 * self.groups
         return Bottleneck(
             in_channels,
-            mid,
+            self._mid_channels(index),
             out_channels,
             sampling,
             layers,

@@ -102,6 +102,7 @@ def report_as_dict(report: LoadReport) -> dict[str, Any]:
         "sha256": report.sha256,
         "tag": report.tag,
         "license": report.license,
+        "claims": dict(report.claims),
         "layout": report.layout,
         "container": report.container,
         "matched": report.matched,
@@ -116,4 +117,5 @@ def print_report(report: LoadReport) -> None:
     """Print what a load did and under which licence the weights are."""
     for line in str(report).splitlines():
         typer.echo(f"loaded    {one_line(line)}")
-    typer.echo(f"licence   {one_line(report.license or 'not stated by the file')}")
+    claimed = f"{report.claims['license']}, says the file" if "license" in report.claims else ""
+    typer.echo(f"licence   {one_line(report.license or claimed or 'not stated by the file')}")

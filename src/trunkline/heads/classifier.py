@@ -23,6 +23,7 @@ from trunkline.weights.checkpoint import read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import LoadReport, Read, adopt, read_for
+from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import locate
 from trunkline.zoo import create_backbone
 
@@ -115,8 +116,7 @@ def load_classifier(
     )
     read = read_for(backbone, located, read_checkpoint(located.path), layout)
     head = _head(backbone, read)
-    adopt(backbone, read)
-    backbone.load_report = _with_head(read)
+    backbone.load_report = _with_head(adopt(backbone, read), head, read)
     labels = imagenet_labels()
     named = located.entry is None or located.entry.classes_dataset == IMAGENET_1K
     named = named and head.linear.out_features == len(labels)
@@ -126,6 +126,7 @@ def load_classifier(
 def _head(backbone: Backbone, read: Read) -> ClassifierHead:
     """Return the classifier of a file, with tensors of its own."""
     path, found = read.located.path, read.native.head
+    check_kinds(found, path, read.checkpoint.tensors)
     weight, bias = (found.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
     if weight is None or bias is None:
         raise WeightsMismatchError(
@@ -152,15 +153,15 @@ def _head(backbone: Backbone, read: Read) -> ClassifierHead:
     return head
 
 
-def _with_head(read: Read) -> LoadReport:
+def _with_head(report: LoadReport, head: ClassifierHead, read: Read) -> LoadReport:
     """Return the report of a load that did take the classifier."""
-    report = read.report()
     taken = {name.upstream for name in read.match.head.values()}
     left = {why: tuple(n for n in names if n not in taken) for why, names in report.dropped.items()}
     return dataclasses.replace(
         report,
         matched=report.matched + len(taken),
         dropped={why: names for why, names in left.items() if names},
+        notes=(*report.notes, *unsound(head.state_dict())),
     )
 
 

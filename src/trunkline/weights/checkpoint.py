@@ -14,6 +14,7 @@ short takes its pages with it.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import stat
@@ -31,7 +32,7 @@ from trunkline.outputs import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
-from trunkline.weights.reading.unwrapping import Leaf, scalars, unwrap
+from trunkline.weights.reading.unwrapping import Leaf, check_names, scalars, unwrap
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
@@ -103,7 +104,7 @@ def read_checkpoint(
         ('torch-zip', 'state_dict')
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         return _read(path, prefer_ema=prefer_ema, hashed=hashed)
 
 
@@ -118,12 +119,12 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         CheckpointError: It cannot be read.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         return _sha256(path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Put the file's name in front of what is wrong with it."""
     try:
         yield
@@ -145,7 +146,7 @@ def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
     root: object
     if _is_safetensors(path, data):
         kind = "safetensors"
-        metadata, root = _read_safetensors(path)
+        metadata, root = _read_safetensors(path, data)
     else:
         kind, root = _read_pickled(data)
         metadata = scalars(root)
@@ -227,16 +228,30 @@ def _is_safetensors(path: Path, data: memoryview) -> bool:
     return data.nbytes > 8 and data[8] == ord("{") and not any(data[5:8])
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read_safetensors(path: Path, data: memoryview) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            check_names(names)  # before a tensor is made
+            # Of a name that is there twice another reader may take the other tensor.
+            header = bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            json.loads(header, object_pairs_hook=_each_once)
+            return metadata, {name: file.get_tensor(name) for name in names}
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"is not a safetensors file, or a damaged one ({reason}). Download it again."
         ) from error
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _read_pickled(data: memoryview) -> tuple[str, object]:

@@ -6,11 +6,10 @@ two differ, a classifier travels along, and fixed values that one format leaves 
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,25 @@ from torch import Tensor
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import FrozenBatchNorm2d, NormStandIn
-from trunkline.errors import ConfigError, OutputError, UnknownLayoutError, WeightsMismatchError
+from trunkline.errors import (
+    ConfigError,
+    OutputError,
+    UnknownLayoutError,
+    WeightsMismatchError,
+    legible,
+)
 from trunkline.outputs import written_whole
-from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
+from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import Candidate, candidate, candidates
 from trunkline.weights.layouts import LAYOUTS, TARGETS, layouts_for
-from trunkline.weights.layouts.layout import Layout, feature
+from trunkline.weights.layouts.layout import CLASSIFIER, Layout
 from trunkline.weights.loading import Read, read_for
+from trunkline.weights.lookalikes import computes_alike, lookalikes
 from trunkline.weights.matching import classifier_names, stem_weight
+from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import Located, locate
+from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
 from trunkline.zoo import canonical_name, variant_config
 
@@ -65,7 +73,7 @@ class ConversionReport:
             f"{self.path}: {self.variant}, {self.num_tensors} tensors {head}, "
             f"read as {self.read_as}, written as {self.written_as}."
         )
-        return "\n".join([said, *self.notes])
+        return legible("\n".join([said, *self.notes]))  # they hold words of the file
 
 
 def convert(
@@ -106,25 +114,27 @@ def convert(
     named = None if variant is None else canonical_name(variant)
     located = locate(named, src, allow_noncommercial=allow_noncommercial, progress=progress)
     checkpoint = read_checkpoint(located.path)
-    name = named or _identified(located, checkpoint, layout, to)
+    with naming(located.path):
+        statement = statement_of(checkpoint)
+    name = named or _identified(located, checkpoint, statement, layout, to)
     architecture = variant_config(name)
     target = _target(to, name, architecture)
-    stand_in = _stand_in(located, checkpoint, name, layout)
-    read = read_for(stand_in, located, checkpoint, layout)
+    act = statement.act if statement else None
+    read = read_for(_stand_in(located, checkpoint, name, layout, act), located, checkpoint, layout)
     if read.match.layout.norm == "group" and to not in _GROUP_NORMS:
         raise WeightsMismatchError(
             f"{located.path} holds group norms, and {to}'s {name} has batch norms; it can be "
             f"written for: {', '.join(_GROUP_NORMS)}."
         )
-    state = dict(read.native.state)
-    notes = list(read.native.adapted)
+    state, notes = dict(read.native.state), [*read.native.adapted, *read.notes]
     if read.native.head:
         if classifier_names(target, architecture):
+            check_kinds(read.native.head, located.path, checkpoint.tensors)
             state.update(read.native.head)
         else:
             notes.append(f"{target.title} has no classifier; that of the file was left out.")
     tensors = to_upstream(target, architecture, state)
-    _write(Path(dst), to, tensors, _metadata(read, name, target))
+    _write(Path(dst), to, tensors, _statement(read, name, target))
     return ConversionReport(
         path=Path(dst),
         variant=name,
@@ -132,7 +142,7 @@ def convert(
         written_as=target.name,
         num_tensors=len(tensors),
         classifier=any(native.startswith("classifier") for native in state),
-        notes=(*notes, *_warnings(target, Path(dst))),
+        notes=(*notes, *unsound(state), *_warnings(target, Path(dst), architecture, list(state))),
     )
 
 
@@ -146,31 +156,53 @@ def _check_target(dst: Path, to: str) -> None:
         )
 
 
-def _identified(located: Located, checkpoint: Checkpoint, layout: str, to: str) -> str:
-    """Return which variant a file holds, by the catalog, its metadata, or its tensors."""
+def _identified(
+    located: Located,
+    checkpoint: Checkpoint,
+    statement: Statement | None,
+    layout: str,
+    to: str,
+) -> str:
+    """Return which variant a file holds, by the catalog, its own words, or its tensors."""
     if located.entry is not None:
         return located.entry.variant
-    if stored := checkpoint.metadata.get("variant"):
-        return canonical_name(stored)
+    if statement is not None:
+        if statement.variant is None:
+            raise WeightsMismatchError(
+                f"{located.path} holds {statement.named}, which no upstream has. from_pretrained "
+                "reads the folder that it is from."
+            )
+        return statement.variant
     found = candidates(checkpoint.tensors)
     whole = [one for one in found if one.whole and layout in ("auto", one.layout.name)]
+    # A layout that must be asked for is that of a file only where no other one fits.
+    whole = [one for one in whole if not one.layout.told] or whole
     if not whole:
         raise UnknownLayoutError(f"{located.path} {_closest(found)}")
-    strides = {
-        bool(feature(variant_config(one.variant), "stride_in_1x1")): one.variant
-        for one in whole
-        if one.layout is whole[0].layout
-    }
-    if len(strides) > 1:
+    return _settled(located, checkpoint, list(dict.fromkeys(one.variant for one in whole)), to)
+
+
+def _settled(located: Located, checkpoint: Checkpoint, fitting: list[str], to: str) -> str:
+    """Return one of the variants that a file fits, if it is known which function it computes."""
+    alike = [v for v in fitting if _alike(v, fitting[0])]
+    if len(alike) < len(fitting):
+        said = said_elsewhere(located, checkpoint, fitting)
+        alike = [v for v in fitting if any(_alike(v, one) for one in said)]
+    if not alike or not all(_alike(v, alike[0]) for v in alike):
         raise UnknownLayoutError(
-            f"{located.path} fits {' and '.join(sorted(strides.values()))}, which differ in where "
-            "the stride is, and its names do not tell; say variant=NAME."
+            f"{located.path} fits {' and '.join(sorted(fitting))}, which compute different things "
+            "of the same names and shapes, and nothing says which it is; say variant=NAME, or "
+            "--variant NAME on the command line."
         )
     # Several names for one function (resnet50d, resnet50vd): take the one that the target has.
-    for one in whole:
-        if any(known.applies(variant_config(one.variant)) for known in TARGETS[to]):
-            return one.variant
-    return whole[0].variant
+    for variant in alike:
+        if any(layout.applies(variant_config(variant)) for layout in TARGETS[to]):
+            return variant
+    return alike[0]
+
+
+def _alike(one: str, other: str) -> bool:
+    return computes_alike(variant_config(one), variant_config(other))
 
 
 def _closest(found: list[Candidate]) -> str:
@@ -196,7 +228,9 @@ def _target(to: str, variant: str, architecture: Architecture) -> Layout:
     )
 
 
-def _stand_in(located: Located, checkpoint: Checkpoint, variant: str, layout: str) -> Backbone:
+def _stand_in(
+    located: Located, checkpoint: Checkpoint, variant: str, layout: str, act: str | None
+) -> Backbone:
     """Return a network on the meta device that wants what the file should hold."""
     needed = _norm_of(checkpoint, variant, located.layout or layout)
     norms: dict[str, Any] = {"frozen": FrozenBatchNorm2d, "group": "group"}
@@ -205,6 +239,7 @@ def _stand_in(located: Located, checkpoint: Checkpoint, variant: str, layout: st
             variant_config(variant),
             variant=variant,
             norm=norms.get(needed, NormStandIn),
+            act=act or "relu",
             in_channels=_in_channels(checkpoint.tensors, variant),
         )
 
@@ -233,30 +268,46 @@ def _in_channels(tensors: Mapping[str, Tensor], variant: str) -> int:
     return 3
 
 
-def _metadata(read: Read, variant: str, target: Layout) -> dict[str, str]:
-    metadata = {"format": "pt", "variant": variant, "layout": target.name}
-    if read.preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(read.preprocessing.to_dict())
-    report = read.report()
-    told = {"tag": report.tag, "license": report.license}
-    metadata |= {name: value for name, value in told.items() if value}
-    metadata["source_sha256"] = read.located.sha256
-    return metadata
+def _statement(read: Read, variant: str, target: Layout) -> Statement:
+    report, said = read.report(), read.statement
+    architecture = variant_config(variant)
+    return Statement(
+        layout=target.name,
+        family=architecture.family,
+        architecture=asdict(architecture),  # type: ignore[call-overload]
+        variant=variant,
+        act=said.act if said else None,
+        preprocessing=read.preprocessing,
+        tag=report.tag or report.claims.get("tag"),
+        license=report.license or report.claims.get("license"),
+        source_sha256=read.located.sha256,
+    )
 
 
-def _warnings(target: Layout, dst: Path) -> list[str]:
+def _warnings(
+    target: Layout, dst: Path, architecture: Architecture, native: list[str]
+) -> list[str]:
     said = []
     if target.bgr:
         said.append("The stem takes BGR, as that library's networks do.")
-    if target.told and dst.suffix != ".safetensors":  # which says it in its metadata
+    if dst.suffix == ".safetensors":  # which says the rest in its metadata
+        return said
+    if target.told:
         said.append(f"Read it back with layout={target.name!r}: {target.told}.")
+    backbone = [name for name in native if not name.startswith(CLASSIFIER)]
+    others = [one.variant for one in lookalikes(architecture, target, backbone)]
+    if others and not target.told:
+        said.append(
+            f"Nothing in it tells it from {' or '.join(others)}, which computes something else; a "
+            "file in .safetensors says what it is."
+        )
     return said
 
 
-def _write(dst: Path, to: str, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def _write(dst: Path, to: str, tensors: Mapping[str, Tensor], statement: Statement) -> None:
     with written_whole(dst) as path:
         if dst.suffix == ".safetensors":
-            path.write_bytes(save(dict(tensors), metadata))
+            path.write_bytes(save(dict(tensors), statement.metadata()))
         elif dst.suffix == ".pkl":
             # numpy knows no bfloat16
             wide = {n: t.float() if t.dtype is torch.bfloat16 else t for n, t in tensors.items()}

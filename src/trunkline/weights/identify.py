@@ -49,48 +49,50 @@ def candidates(tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """
     found = []
     for layout in LAYOUTS.values():
-        spelled = {layout.respelled(name): tensor for name, tensor in tensors.items()}
+        file = _Spelled(tensors, layout)
         for variant in list_backbones():
             architecture = variant_config(variant)
-            if layout.applies(architecture) and _opens(architecture, layout, spelled):
-                found.append(_score(variant, architecture, layout, spelled))
+            if layout.applies(architecture) and file.opens(architecture):
+                found.append(file.score(variant, architecture))
     return sorted(found, key=lambda c: (-c.share, c.unexplained))
 
 
 def candidate(tensors: Mapping[str, Tensor], variant: str, layout: Layout) -> Candidate:
     """Return how much of one variant a file holds, under one layout that has it."""
-    spelled = {layout.respelled(name): tensor for name, tensor in tensors.items()}
-    return _score(variant, variant_config(variant), layout, spelled)
+    return _Spelled(tensors, layout).score(variant, variant_config(variant))
 
 
-def _opens(architecture: Architecture, layout: Layout, spelled: Mapping[str, Tensor]) -> bool:
-    """Return whether a file has the stem's weight: what rules most variants out at once."""
-    first = stem_weight(architecture)
-    return layout.names(architecture, [first])[first].upstream in spelled
+class _Spelled:
+    """A file's tensors as the rules of one layout spell their names, looked at once for all."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+        self._layout = layout
+        self._tensors = {layout.respelled(name): tensor for name, tensor in tensors.items()}
+        self._kept = {name for name in self._tensors if layout.drop_reason(name) is None}
+
+    def opens(self, architecture: Architecture) -> bool:
+        """Whether the stem's weight is there: what rules most variants out at once."""
+        first = stem_weight(architecture)
+        return self._layout.names(architecture, [first])[first].upstream in self._tensors
+
+    def score(self, variant: str, architecture: Architecture) -> Candidate:
+        """Count what there is of a network, and what else there is."""
+        layout, first = self._layout, stem_weight(architecture)
+        shapes = native_shapes(architecture)
+        if layout.norm:  # norms without statistics
+            shapes = {name: t for name, t in shapes.items() if name.endswith((".weight", ".bias"))}
+        names = layout.names(architecture, shapes)
+        counted = {native for native in names if not native.endswith(BATCH_COUNTER)}
+        held = sum(
+            _fits(self._tensors.get(names[native].upstream), shapes[native], native == first)
+            for native in counted
+        )
+        head = classifier_names(layout, architecture).values()
+        rest = self._kept - {name.upstream for name in (*names.values(), *head)}
+        return Candidate(variant, layout, held / len(counted), len(rest))
 
 
-def _score(
-    variant: str, architecture: Architecture, layout: Layout, spelled: Mapping[str, Tensor]
-) -> Candidate:
-    first = stem_weight(architecture)
-    shapes = native_shapes(architecture)
-    if layout.norm:  # norms without statistics
-        shapes = {name: t for name, t in shapes.items() if name.endswith((".weight", ".bias"))}
-    names = layout.names(architecture, shapes)
-    counted = {native for native in names if not native.endswith(BATCH_COUNTER)}
-    held = sum(
-        _fits(spelled.get(names[native].upstream), shapes[native], is_stem=native == first)
-        for native in counted
-    )
-    explained = {
-        name.upstream
-        for name in (*names.values(), *classifier_names(layout, architecture).values())
-    }
-    rest = [name for name in spelled.keys() - explained if layout.drop_reason(name) is None]
-    return Candidate(variant, layout, held / len(counted), len(rest))
-
-
-def _fits(tensor: Tensor | None, like: Tensor, *, is_stem: bool) -> bool:
+def _fits(tensor: Tensor | None, like: Tensor, is_stem: bool) -> bool:
     if tensor is None:
         return False
     # A stem may have been trained on other channels than three.

@@ -8,10 +8,10 @@ backbone takes RGB; half precision is widened; fixed values that a format leaves
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,19 @@ import torch
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import CheckpointError, UnknownLayoutError, WeightsMismatchError
+from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
-from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
+from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
-from trunkline.weights.layouts.layout import feature
 from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
+from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.sources import Located, locate
+from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
-from trunkline.zoo import list_backbones, variant_config
+
+logger = logging.getLogger(__name__)
 
 _HARDLY = 5  # percent of a network's tensors: fewer say nothing
 
@@ -42,8 +44,9 @@ class LoadReport:
         source: What was asked for.
         path: The file that was read.
         sha256: Of that file.
-        tag: The catalog's tag, None for a file of one's own.
-        license: Of the weights, where the catalog or the file says it.
+        tag: The catalog's tag, None for a file that was not asked for by its tag.
+        license: Of the weights, where the catalog knows it.
+        claims: The tag and the licence that the file gives itself, which nothing proves.
         layout: The layout that the file was recognised as.
         container: Where in the file the tensors were, "" at its top.
         matched: Number of tensors that were loaded.
@@ -62,6 +65,7 @@ class LoadReport:
     layout: str
     container: str
     matched: int
+    claims: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     adapted: tuple[str, ...] = ()
     dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,7 +76,7 @@ class LoadReport:
         lines = [f"{self.matched} tensors from {self.path.name}, read as {self.layout}."]
         lines += [*self.adapted, *self.notes]
         lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
-        return "\n".join(lines)
+        return legible("\n".join(lines))  # it holds words of the file
 
 
 @dataclass(frozen=True)
@@ -84,24 +88,38 @@ class Read:
         checkpoint: What the file holds.
         match: How its names were understood.
         native: Its tensors under our names.
-        preprocessing: How its network wants its images, in RGB; None where nobody said.
+        statement: What it says of itself in our words, None for nothing.
+        notes: What a reader of its report should know besides, in sentences.
     """
 
     located: Located
     checkpoint: Checkpoint
     match: Match
     native: Native
-    preprocessing: Preprocessing | None
+    statement: Statement | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How its network wants its images, in RGB; None where nobody said."""
+        if self.located.entry is not None:
+            return self.located.entry.preprocessing.in_rgb()
+        said = self.statement.preprocessing if self.statement else None
+        return said.in_rgb() if said else None
 
     def report(self) -> LoadReport:
         """Return what was done, in the words of a report."""
         entry = self.located.entry
+        claims = self.statement.claims if self.statement and not entry else {}
+        said = ", ".join(f"{key} {value}" for key, value in claims.items())
+        claimed = (f"The file says of itself: {said}. Nothing proves it.",) if said else ()
         return LoadReport(
             source=self.located.source,
             path=self.located.path,
             sha256=self.located.sha256,
-            tag=entry.tag if entry else self.checkpoint.metadata.get("tag"),
-            license=entry.license if entry else self.checkpoint.metadata.get("license"),
+            tag=entry.tag if entry else None,
+            license=entry.license if entry else None,
+            claims=claims,
             layout=self.match.layout.name,
             container=self.checkpoint.container,
             matched=len(self.match.found),
@@ -109,7 +127,7 @@ class Read:
             adapted=(*self.native.adapted, *self.native.casts),
             dropped=self.match.dropped,
             filled=self.match.filled,
-            notes=self.checkpoint.notes,
+            notes=(*self.checkpoint.notes, *self.notes, *claimed),
         )
 
 
@@ -152,8 +170,11 @@ def load_weights(
 
 def adopt(backbone: Backbone, read: Read) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
-    assign(backbone, read.native.state)
+    placed = assign(backbone, read.native.state)
     report = read.report()
+    if said := unsound(placed):  # as they are now: a cast may end in infinity
+        logger.warning("%s: %s", read.located.path, " ".join(said))
+        report = replace(report, notes=(*report.notes, *said))
     backbone.preprocessing = read.preprocessing
     backbone.load_report = report
     return report
@@ -173,50 +194,38 @@ def read_for(
     Raises:
         CheckpointError: Its metadata does not make sense.
         UnknownLayoutError: The names are of no known layout, or of several.
-        WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
+        WeightsMismatchError: Missing, left-over or wrongly shaped tensors, all of which are listed;
+            or a file that says, or is known, to be another network's.
     """
-    if layout == "auto" and located.layout:
-        layout = located.layout
+    with naming(located.path):
+        statement = statement_of(checkpoint)
+    check_words(backbone, located, statement)
     if layout == "auto":
-        layout = _said_layout(checkpoint)
-    _check_stride(backbone, located, checkpoint)
-    preprocessing = _preprocessing(located, checkpoint)
+        layout = located.layout or _said_layout(checkpoint, statement)
     try:
         if layout in LAYOUTS:
             check_norm(backbone, LAYOUTS[layout])
         match = recognise(backbone, checkpoint.tensors, layout)
-        bgr = _is_bgr(match, located)
-        native = to_native(backbone, match, checkpoint.tensors, bgr=bgr)
-    except UnknownLayoutError as error:
-        raise UnknownLayoutError(
-            f"{located.path}: {error} {_looks_like(backbone, checkpoint)}"
-        ) from error
     except WeightsMismatchError as error:
-        raise WeightsMismatchError(
-            f"{located.path}: {error} Nothing was loaded. {_looks_like(backbone, checkpoint)}"
-        ) from error
-    return Read(located, checkpoint, match, native, preprocessing)
+        hint = quantized(checkpoint.tensors)
+        raise _refused(error, backbone, located, checkpoint, hint) from error
+    wanted = {name.upstream: checkpoint.tensors[name.upstream] for name in match.found.values()}
+    check_kinds(wanted, located.path, checkpoint.tensors)
+    try:
+        native = to_native(backbone, match, checkpoint.tensors, bgr=_is_bgr(match, located))
+    except WeightsMismatchError as error:
+        raise _refused(error, backbone, located, checkpoint) from error
+    known = located.entry or statement
+    notes = () if known else doubts(backbone, located, checkpoint, match)
+    return Read(located, checkpoint, match, native, statement, notes)
 
 
-def _said_layout(checkpoint: Checkpoint) -> str:
+def _said_layout(checkpoint: Checkpoint, statement: Statement | None) -> str:
     """Return the layout that a file itself names, ``"auto"`` where it names none."""
-    if checkpoint.metadata.get("__author__") == "torchvision":
-        return "detectron2"  # its conversion leaves the stride and the colours as they were
-    said = checkpoint.metadata.get("layout", "")  # as `convert` and `save_pretrained` write it
-    return said if said in LAYOUTS else "auto"
-
-
-def _check_stride(backbone: Backbone, located: Located, checkpoint: Checkpoint) -> None:
-    """Refuse our own files of a network with the stride elsewhere, which no name would tell."""
-    stored = checkpoint.metadata.get("variant", "")
-    if stored not in list_backbones():
-        return
-    theirs, ours = variant_config(stored), backbone.architecture
-    if bool(feature(theirs, "stride_in_1x1")) != bool(feature(ours, "stride_in_1x1")):
-        raise WeightsMismatchError(
-            f"{located.path} says that it holds {stored}, which has its stride in another layer "
-            f"than {backbone.variant or 'this network'}. Nothing was loaded; build {stored}."
-        )
+    if statement is not None:
+        return statement.layout
+    # Its conversion leaves the stride and the colours as they were.
+    return "detectron2" if checkpoint.metadata.get("__author__") == "torchvision" else "auto"
 
 
 def _is_bgr(match: Match, located: Located) -> bool:
@@ -225,6 +234,19 @@ def _is_bgr(match: Match, located: Located) -> bool:
     if entry is not None and match.layout.name in {place.layout for place in entry.places}:
         return entry.preprocessing.channel_order == "BGR"
     return match.layout.bgr
+
+
+def _refused(
+    error: WeightsMismatchError,
+    backbone: Backbone,
+    located: Located,
+    checkpoint: Checkpoint,
+    hint: str = "",
+) -> WeightsMismatchError:
+    """Return an error with the file's name in front, and what it looks like behind."""
+    nothing = "" if isinstance(error, UnknownLayoutError) else "Nothing was loaded. "
+    looks = _looks_like(backbone, checkpoint)
+    return type(error)(f"{located.path}: {error} {nothing}{looks} {hint}".rstrip())
 
 
 def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
@@ -248,26 +270,14 @@ def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
     return said
 
 
-def _preprocessing(located: Located, checkpoint: Checkpoint) -> Preprocessing | None:
-    if located.entry is not None:
-        return located.entry.preprocessing.in_rgb()
-    stored = checkpoint.metadata.get("preprocessing")
-    if stored is None:
-        return None
-    try:
-        return Preprocessing.from_dict(json.loads(stored)).in_rgb()
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{located.path} says in its metadata how its images are prepared, but not in our "
-            f"words ({error}); write the file anew with `trunkline convert`."
-        ) from error
-
-
-def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put tensors in place, on the device and in the dtype of what was there.
 
     A backbone on the meta device gets tensors of its own; one that exists keeps its parameters,
     since an optimizer may hold them.
+
+    Returns:
+        What was put there.
     """
     present = backbone.state_dict()
     on_meta = any(tensor.is_meta for tensor in present.values())
@@ -277,6 +287,7 @@ def assign(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
         tensor = _own(state[name]) if on_meta else state[name]
         placed[name] = tensor.to(device, old.dtype)
     backbone.load_state_dict(placed, assign=on_meta)
+    return placed
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -29,6 +29,7 @@ class Match:
         filled: Native names that the file leaves out because their value is fixed.
         head: As ``found``, for a classifier that the file holds.
         missing: Upstream names that should be in the file and are not.
+        beyond: Native name → the name in the file, of stages that the backbone does not keep.
         dropped: Reason → names in the file that have no place here.
         unexpected: Names in the file that nothing explains.
     """
@@ -38,8 +39,14 @@ class Match:
     filled: tuple[str, ...]
     missing: tuple[str, ...]
     head: dict[str, Name] = field(default_factory=dict)
+    beyond: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unexpected: tuple[str, ...] = ()
+
+    @property
+    def num_held(self) -> int:
+        """How many tensors of the network the file holds, classifier apart."""
+        return len(self.found) + len(self.beyond)
 
     @property
     def complete(self) -> bool:
@@ -58,48 +65,48 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     wanted = backbone.state_dict()
     spelled = {layout.respelled(name): name for name in tensors}
     names = layout.names(backbone.architecture, wanted)
-    found, missing = {}, []
-    filled = [name for name in wanted if name not in names]
-    for native, name in names.items():
-        if name.upstream in spelled:
-            found[native] = Name(spelled[name.upstream], name.change)
-        elif native.endswith(BATCH_COUNTER):
-            filled.append(native)
-        else:
-            missing.append(layout.prefix + name.upstream)
+    found = _held(names, spelled)
+    absent = [native for native in names if native not in found]
     used = {name.upstream for name in found.values()}
     left = {short: full for short, full in spelled.items() if full not in used}
     left.update({full: full for full in tensors.keys() - set(spelled.values())})  # two alike
     head = classifier_names(layout, backbone.architecture)
-    dropped, unexpected = _explain(backbone, layout, left, set(wanted))
+    reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
+    beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
+    reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
+    dropped, unexpected = _explain(layout, left, reasons, counts=any(map(_is_counter, wanted)))
+    lacking += [names[native].upstream for native in absent if not _is_counter(native)]
     return Match(
         layout=layout,
         found=found,
-        filled=tuple(filled),
-        head={
-            native: Name(spelled[name.upstream], name.change)
-            for native, name in head.items()
-            if name.upstream in spelled
-        },
-        missing=tuple(sorted(missing)),
+        filled=(*(name for name in wanted if name not in names), *filter(_is_counter, absent)),
+        head=_held(head, spelled),
+        beyond={native: spelled[short] for native, short in beyond.items()},
+        missing=tuple(sorted(layout.prefix + name for name in lacking)),
         dropped=dropped,
         unexpected=tuple(sorted(unexpected)),
     )
 
 
+def _held(names: Mapping[str, Name], spelled: Mapping[str, str]) -> dict[str, Name]:
+    """Return those names that a file has, with the spelling of the file."""
+    return {
+        native: Name(spelled[name.upstream], name.change)
+        for native, name in names.items()
+        if name.upstream in spelled
+    }
+
+
 def _explain(
-    backbone: Backbone, layout: Layout, left: Mapping[str, str], wanted: set[str]
+    layout: Layout, left: Mapping[str, str], reasons: Mapping[str, str], *, counts: bool
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Sort what is left over into what has a reason, by reason, and what has none."""
-    if not left:
-        return {}, []
-    reasons = _known_reasons(backbone, layout, wanted, left)
     dropped: dict[str, list[str]] = {}
     unexpected = []
     for short, full in left.items():
         reason = reasons.get(short) or layout.drop_reason(short)
-        if reason is None and short.endswith(BATCH_COUNTER):
-            reason = "frozen norms count no batches" if _counts_none(wanted) else None
+        if reason is None and _is_counter(short):
+            reason = None if counts else "frozen norms count no batches"
         if reason is None:
             unexpected.append(full)
         else:
@@ -115,25 +122,38 @@ def classifier_names(layout: Layout, architecture: Architecture) -> dict[str, Na
         return {}
 
 
-def _counts_none(wanted: set[str]) -> bool:
-    return not any(name.endswith(BATCH_COUNTER) for name in wanted)
+def _is_counter(name: str) -> bool:
+    return name.endswith(BATCH_COUNTER)
 
 
-def _known_reasons(
-    backbone: Backbone, layout: Layout, wanted: set[str], left: Mapping[str, str]
-) -> dict[str, str]:
-    architecture = backbone.architecture
-    head = classifier_names(layout, architecture)
-    reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
-    if len(backbone.stages) < len(architecture.stage_depths) and left.keys() - reasons.keys():
-        # A network of group norms has no statistics, which the whole one here stands in for.
-        leaves = {name.rpartition(".")[2] for name in wanted} | {BATCH_COUNTER}
-        whole = [n for n in native_shapes(architecture) if n.rpartition(".")[2] in leaves]
-        gone = [name for name in whole if name not in wanted and name.startswith("stages.")]
-        for native, name in layout.names(architecture, gone).items():
-            if int(native.split(".")[1]) >= len(backbone.stages):
-                reasons[name.upstream] = "in a stage that return_idx does not keep"
-    return reasons
+def _beyond(
+    backbone: Backbone, layout: Layout, left: Collection[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Look for the stages that a backbone does not keep among what is left over of a file.
+
+    A file that holds a part of such a stage only is that of another network, whose first stages
+    happen to be the same.
+
+    Returns:
+        What there is of them, native name → the upstream's, and upstream's names that are missing.
+    """
+    kept = len(backbone.stages)
+    if kept == len(backbone.architecture.stage_depths) or not left:
+        return {}, []
+    # A network of group norms has no statistics, which the whole one here stands in for.
+    leaves = {name.rpartition(".")[2] for name in backbone.state_dict()} | {BATCH_COUNTER}
+    whole = native_shapes(backbone.architecture)
+    rest = [n for n in whole if stage_of(n) >= kept and n.rpartition(".")[2] in leaves]
+    names = layout.names(backbone.architecture, rest)
+    there = {native: name.upstream for native, name in names.items() if name.upstream in left}
+    begun = {stage_of(native) for native in there}
+    absent = [n for n in names.keys() - there.keys() if stage_of(n) in begun]
+    return there, [names[n].upstream for n in absent if not _is_counter(n)]
+
+
+def stage_of(native: str) -> int:
+    """Return the stage that a native name is in, −1 for the stem's."""
+    return int(native.split(".")[1]) if native.startswith("stages.") else -1
 
 
 @cache
@@ -187,8 +207,8 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
             for known in layouts_for(backbone.architecture)
             if _fits_norm(known, kind)
         ]
-    best = max(matches, key=lambda match: len(match.found), default=None)
-    if best is None or len(best.missing) > len(best.found):
+    best = max(matches, key=lambda match: match.num_held, default=None)
+    if best is None or len(best.missing) > best.num_held:
         raise UnknownLayoutError(
             f"no layout of {_spoken(backbone)} has names such as "
             f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."
@@ -247,15 +267,17 @@ def _same(one: Match, other: Match) -> bool:
 def wrong_shapes(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return a sentence for every tensor whose shape does not fit; the stem may be adapted."""
     wanted = backbone.state_dict()
+    if match.beyond:
+        wanted = native_shapes(backbone.architecture) | wanted
     first = stem_weight(backbone.architecture)
     wrong = []
-    for native, name in match.found.items():
-        has, needs = tensors[name.upstream].shape, wanted[native].shape
+    there = {native: name.upstream for native, name in match.found.items()} | match.beyond
+    for native, name in there.items():
+        has, needs = tensors[name].shape, wanted[native].shape
         if native == first and len(has) == 4 and has[1] == 3:
             has = torch.Size((has[0], needs[1], *has[2:]))
         if has != needs:
-            given = tensors[name.upstream].shape
-            wrong.append(f"{name.upstream} is {_size(given)}, needs {_size(needs)}")
+            wrong.append(f"{name} is {_size(tensors[name].shape)}, needs {_size(needs)}")
     return wrong
 
 

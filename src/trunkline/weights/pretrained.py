@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors.torch import save
 
 import trunkline
-from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.options import CUSTOM, BackboneOptions
 from trunkline.errors import (
     CheckpointError,
@@ -29,11 +30,12 @@ from trunkline.errors import (
     OutputError,
     WeightsNotFoundError,
 )
-from trunkline.files import expanded
+from trunkline.files import DocumentError, expanded, parse_document, read_document
 from trunkline.outputs import written_whole
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights import hub
 from trunkline.weights.files import cache, huggingface
+from trunkline.weights.statements import FORMAT, Statement, check_variant
 from trunkline.zoo import build_backbone, family_config
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -63,43 +65,53 @@ def save_pretrained(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the path of a folder.")
-    config = _config(backbone, license)
-    metadata = {"format": "pt", "layout": "trunkline"}
-    if backbone.variant:
-        metadata["variant"] = backbone.variant
-    if backbone.preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(backbone.preprocessing.to_dict())
-    told = {"tag": config["trained_as"], "license": config["license"]}
-    metadata |= {name: value for name, value in told.items() if value}
+    statement = _statement(backbone, license)
+    config = _config(backbone, statement)
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     with written_whole(folder / WEIGHTS) as path:
-        path.write_bytes(save(state, metadata))
+        path.write_bytes(save(state, statement.metadata()))
     with written_whole(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with written_whole(folder / CARD) as path:
-        path.write_text(_card(backbone, config), encoding="utf-8")
+        path.write_text(_card(backbone, statement, license), encoding="utf-8")
     return folder
 
 
-def _config(backbone: Backbone, license_: str | None) -> dict[str, Any]:
-    options = asdict(backbone.options)
+def _statement(backbone: Backbone, license_: str | None) -> Statement:
     for name in ("norm", "act"):
-        if options[name] == CUSTOM:
+        if getattr(backbone.options, name) == CUSTOM:
             raise ConfigError(
                 f"{name} was given as a callable, which a folder cannot hold; build the backbone "
                 "with one of the named ones, or save its state_dict() yourself."
             )
     report = backbone.load_report
+    claims = report.claims if report else {}
+    return Statement(
+        layout="trunkline",
+        family=backbone.architecture.family,
+        architecture=asdict(backbone.architecture),  # type: ignore[call-overload]
+        variant=backbone.variant,
+        act=str(backbone.options.act),
+        preprocessing=backbone.preprocessing,
+        tag=report.tag or claims.get("tag") if report else None,
+        license=license_ or (report.license or claims.get("license") if report else None),
+    )
+
+
+def _config(backbone: Backbone, statement: Statement) -> dict[str, Any]:
+    options = asdict(backbone.options)
+    del options["allow_noncommercial"]  # nobody agrees to a licence for the next one
     return {
         "library": "trunkline",
+        "format": FORMAT,
         "version": trunkline.__version__,
-        "family": backbone.architecture.family,
-        "variant": backbone.variant,
-        "architecture": _plain(asdict(backbone.architecture)),  # type: ignore[call-overload]
+        "family": statement.family,
+        "variant": statement.variant,
+        "architecture": _plain(statement.architecture),
         "options": _plain(options),
-        "preprocessing": backbone.preprocessing.to_dict() if backbone.preprocessing else None,
-        "license": license_ or (report.license if report else None),
-        "trained_as": report.tag if report else None,
+        "preprocessing": statement.preprocessing and statement.preprocessing.to_dict(),
+        "license": statement.license,
+        "trained_as": statement.tag,
     }
 
 
@@ -107,19 +119,26 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _card(backbone: Backbone, config: dict[str, Any]) -> str:
-    name = backbone.variant or f"a {config['family']}"
+def _card(backbone: Backbone, statement: Statement, license_: str | None) -> str:
+    """Return the model card, which the Hub reads: its head has a licence that somebody vouches for.
+
+    That is the caller, or the catalog for weights that were asked for by their tag.
+    """
+    name = backbone.variant or f"a {statement.family}"
+    report = backbone.load_report
+    vouched = license_ or (report.license if report else None)
     rows = "\n".join(
         f"| {level.name} | {level.stride} | {level.channels} |" for level in backbone.levels
     )
     front = ["library_name: trunkline", "tags: [backbone, feature-extraction]"]
-    if name_of_license := str(config["license"] or "").lower():
+    if name_of_license := (vouched or "").lower():
         # The Hub knows SPDX's identifiers; others have a name beside "other".
         known = not name_of_license.startswith("licenseref-")
         named = f"license: {name_of_license}" if known else f"license_name: {name_of_license}"
         front[:0] = [named] if known else ["license: other", named]
     prepared = backbone.preprocessing.describe() if backbone.preprocessing else "not recorded"
     header = "\n".join(front)
+    said = ", as their file says" if report and report.claims else ""
     return f"""---
 {header}
 ---
@@ -142,8 +161,8 @@ maps = backbone(images)  # images: (N, {backbone.in_channels}, H, W)
 - returned: strides {list(backbone.strides)}, channels {list(backbone.channels)}
 - parameters: {backbone.num_parameters:,}
 - images: {prepared}
-- weights: {config["trained_as"] or "not of the catalog"}
-- licence: {config["license"] or "not stated"}
+- weights: {statement.tag or "not of the catalog"}{"" if report and report.tag else said}
+- licence: {statement.license or "not stated"}{"" if vouched else said}
 """
 
 
@@ -164,16 +183,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
         ConfigError: An option outside what is allowed.
     """
     config_path, weights_path = _files(os.fspath(source))
-    config = _read_config(config_path)
-    try:
-        architecture = family_config(config["family"], _tuples(config["architecture"]))
-        saved = BackboneOptions(**_tuples(config["options"]))
-        preprocessing = config["preprocessing"] and Preprocessing.from_dict(config["preprocessing"])
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(
-            f"{config_path} is not a config of this version ({error}); it was written by trunkline "
-            f"{config.get('version', 'unknown')}, this is {trunkline.__version__}."
-        ) from error
+    architecture, saved, preprocessing = _read_config(config_path)
     chosen = {field.name: getattr(saved, field.name) for field in fields(saved)} | options
     backbone = build_backbone(architecture, weights=weights_path, **chosen)
     backbone.preprocessing = preprocessing
@@ -199,23 +209,62 @@ def _files(source: str) -> tuple[Path, Path]:
     return folder / CONFIG, folder / WEIGHTS
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+class _Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What ``BackboneOptions`` is in a file."""
+
+    return_idx: tuple[int, ...]
+    return_stem: bool
+    in_channels: int
+    output_stride: int
+    norm: str
+    act: str
+    drop_path_rate: float
+    frozen_stages: int
+    checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """What this version needs of ``config.json``."""
+
+    family: str
+    variant: str | None
+    architecture: dict[str, Any]
+    options: _Options
+    preprocessing: Preprocessing | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Writer:
+    library: str = ""
+    format: int = 0
+    version: str = "unknown"
+
+
+def _read_config(path: Path) -> tuple[Architecture, BackboneOptions, Preprocessing | None]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); write the folder anew.") from error
-    if not isinstance(config, dict) or config.get("library") != "trunkline":
+        content = bytes(read_document(path, msgspec.Raw))
+        writer = parse_document(content, _Writer)
+    except (OSError, DocumentError) as error:
+        raise CheckpointError(f"{path} is no config ({error}); write the folder anew.") from error
+    if writer.library != "trunkline":
         raise CheckpointError(
             f"{path} is not trunkline's. Another library's checkpoint loads with "
             "create_backbone(NAME, weights=PATH or hf://…)."
         )
-    return config
-
-
-def _tuples(values: object) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise TypeError(f"{values!r} where names and values should be")
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        if writer.format != FORMAT:
+            raise DocumentError(f"its format is {writer.format}, and {FORMAT} is read")
+        written = parse_document(content, _Config)
+        architecture = family_config(written.family, written.architecture)
+        check_variant(written.variant, architecture)
+        options = BackboneOptions(**msgspec.structs.asdict(written.options))
+    except (DocumentError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path} is not a config of this version ({error}); it was written by trunkline "
+            f"{writer.version}, this is {trunkline.__version__}."
+        ) from error
+    return architecture, options, written.preprocessing
 
 
 def push_to_hub(

@@ -32,6 +32,7 @@ class Located:
         sha256: Its hash.
         entry: Its row of the catalog; None for a file that is not of it.
         layout: The layout that must be told, "" where the file's names say enough.
+        rows: Of the catalog that have its address as a place, for one that was asked for by that.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Located:
     sha256: str
     entry: WeightEntry | None = None
     layout: str = ""
+    rows: tuple[WeightEntry, ...] = ()
 
 
 def locate(
@@ -65,11 +67,12 @@ def locate(
     """
     text = os.fspath(source)
     if text.startswith((SCHEME, *_WEB)):
-        for row in _rows_at(text):  # the address of a row is no way around its licence
+        rows = _rows_at(text)
+        for row in rows:  # the address of a row is no way around its licence
             check_license(row, allow_noncommercial=allow_noncommercial)
         name = "" if text.startswith(SCHEME) else text.rpartition("/")[2]
         found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
-        return Located(source=text, path=found.path, sha256=found.sha256)
+        return Located(source=text, path=found.path, sha256=found.sha256, rows=rows)
     if not isinstance(source, str) or _is_path(text):
         path = expanded(text)
         return Located(source=text, path=path, sha256=file_sha256(path))
@@ -92,14 +95,29 @@ def locate(
     )
 
 
-def _rows_at(address: str) -> list[WeightEntry]:
+def _rows_at(address: str) -> tuple[WeightEntry, ...]:
     """Return the rows of the catalog that have this address, or this repository, as a place."""
     repo = address.partition("@")[0].rstrip("/")
-    return [
+    return tuple(
         row
         for row in entries()
         for place in row.places
         if place.url.partition("@")[0] == repo or place.url.startswith(f"{repo}/")
+    )
+
+
+def known_by_hash(sha256: str) -> list[WeightEntry]:
+    """Return the rows of the catalog whose file has this hash, as far as the catalog knows it.
+
+    Upstreams publish eight digits. That tells files apart that were not made to deceive, and is no
+    proof of a licence.
+    """
+    return [
+        row
+        for row in entries()
+        for place in row.places
+        if sha256 == place.sha256
+        or (place.sha256_prefix and sha256.startswith(place.sha256_prefix))
     ]
 
 

@@ -17,8 +17,11 @@ from trunkline.errors import WeightsMismatchError
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
 from trunkline.weights.layouts.timm import DLA, dead_projections
 from trunkline.weights.matching import Match, listed, stem_weight, wrong_shapes
+from trunkline.weights.numbers import FLOATS
 
 _TURNED = [2, 1, 0]  # BGR to RGB and back
+# Half precision ends at 65504 batches.
+_NO_COUNTS = "Counters of batches that are no numbers were set to 0; no map depends on them."
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,22 @@ def to_native(
         tensor = tensors[name.upstream]
         if native == first:
             tensor, adapted = _fit_stem(tensor, like, bgr=bgr)
-        if tensor.dtype != like.dtype and like.is_floating_point():
+        if native.endswith(BATCH_COUNTER):
+            if not _counts(tensor):
+                casts[_NO_COUNTS] = None
+                tensor = match.layout.fill_for(native, like)
+            tensor = tensor.to(like.dtype)
+        elif tensor.dtype != like.dtype and like.is_floating_point():
             casts[f"{tensor.dtype} was cast to {like.dtype}."] = None
         state[native] = tensor
     return Native(state, _head(match, tensors), adapted, tuple(casts))
+
+
+def _counts(tensor: Tensor) -> bool:
+    """Return whether a counter of batches is a number that an integer can be."""
+    if tensor.dtype in FLOATS:
+        return bool(tensor.isfinite())
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 
 
 def _head(match: Match, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +134,7 @@ def to_upstream(
             and the upstream has names for them.
     """
     first = stem_weight(architecture)
-    counted = {n: t for n, t in state.items() if layout.counts_batches or not _counts(n)}
+    counted = {n: t for n, t in state.items() if layout.counts_batches or not _is_counter(n)}
     written: dict[str, Tensor] = {}
     for native, name in layout.names(architecture, counted).items():
         tensor = state[native]
@@ -133,14 +148,14 @@ def to_upstream(
     return written
 
 
-def _counts(native: str) -> bool:
+def _is_counter(native: str) -> bool:
     return native.endswith(BATCH_COUNTER)
 
 
 def _dead(architecture: Architecture) -> dict[str, Tensor]:
     # The original's strict load wants its unused projections; these compute nothing of note.
     return {
-        name: torch.zeros(shape, dtype=torch.int64 if _counts(name) else torch.float32)
+        name: torch.zeros(shape, dtype=torch.int64 if _is_counter(name) else torch.float32)
         + name.endswith("running_var")
         for name, shape in dead_projections(architecture).items()
     }

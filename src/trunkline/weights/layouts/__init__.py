@@ -15,6 +15,7 @@ from trunkline.weights.layouts.layout import Layout
 from trunkline.weights.layouts.mmpretrain import (
     MMPRETRAIN_REGNET,
     MMPRETRAIN_RESNET,
+    MMPRETRAIN_RESNET_CAFFE,
     MMPRETRAIN_RESNET_DEEP_STEM,
 )
 from trunkline.weights.layouts.native import TRUNKLINE
@@ -25,6 +26,7 @@ from trunkline.weights.layouts.torchvision import TORCHVISION_REGNET, TORCHVISIO
 from trunkline.weights.layouts.transformers import (
     TRANSFORMERS_REGNET,
     TRANSFORMERS_RESNET,
+    TRANSFORMERS_RESNET_1X1,
     TRANSFORMERS_RTDETR,
 )
 
@@ -40,11 +42,13 @@ LAYOUTS: dict[str, Layout] = {
         TIMM_REGNET,
         DLA,
         TRANSFORMERS_RESNET,
+        TRANSFORMERS_RESNET_1X1,
         TRANSFORMERS_REGNET,
         TRANSFORMERS_RTDETR,
         PYCLS,
         VISSL,
         MMPRETRAIN_RESNET,
+        MMPRETRAIN_RESNET_CAFFE,
         MMPRETRAIN_RESNET_DEEP_STEM,
         MMPRETRAIN_REGNET,
         RTDETR_RESNET,
@@ -63,9 +67,19 @@ TARGETS: dict[str, tuple[Layout, ...]] = {
     "trunkline": (TRUNKLINE,),
     "timm": (TIMM_RESNET, TIMM_DLA, TIMM_REGNET),
     "torchvision": (TORCHVISION_RESNET, TORCHVISION_REGNET),
-    "transformers": (TRANSFORMERS_RESNET, TRANSFORMERS_REGNET, TRANSFORMERS_RTDETR),
+    "transformers": (
+        TRANSFORMERS_RESNET,
+        TRANSFORMERS_RESNET_1X1,
+        TRANSFORMERS_REGNET,
+        TRANSFORMERS_RTDETR,
+    ),
     "detectron2": (DETECTRON2, DETECTRON2_MSRA),
-    "mmpretrain": (MMPRETRAIN_RESNET, MMPRETRAIN_RESNET_DEEP_STEM, MMPRETRAIN_REGNET),
+    "mmpretrain": (
+        MMPRETRAIN_RESNET,
+        MMPRETRAIN_RESNET_CAFFE,
+        MMPRETRAIN_RESNET_DEEP_STEM,
+        MMPRETRAIN_REGNET,
+    ),
     "pycls": (PYCLS,),
     "rtdetr": (RTDETR_RESNET, RTDETR_DLA),
     "dla": (DLA,),

@@ -111,28 +111,15 @@ class Layout:
             LookupError: A name that no rule, or more than one, speaks of. Our own mistake, which
                 the tests of a layout rule out.
         """
-        return dict(self._names(architecture, tuple(native)))
-
-    # Recognising a file asks many layouts for the names of many variants, again and again.
-    @lru_cache(maxsize=256)  # noqa: B019 - layouts live as long as the process
-    def _names(self, architecture: Architecture, native: tuple[str, ...]) -> dict[str, Name]:
-        table = [(*_matcher(rule.native), rule) for rule in self.rules(architecture)]
-        names: dict[str, Name] = {}
-        for name in native:
-            if self._left_out(name):
-                continue
-            found = [
-                (match, rule)
-                for start, regex, rule in table
-                if name.startswith(start) and (match := regex.fullmatch(name))
-            ]
-            if len(found) != 1:
-                raise LookupError(f"{len(found)} rules of {self.name} speak of {name}")
-            match, rule = found[0]
-            names[name] = Name(_filled(rule.upstream, match), rule.change)
+        table = self._names_of(architecture)
+        names = {name: table[name] for name in native if not self._left_out(name)}
         if len({entry.upstream for entry in names.values()}) != len(names):
             raise LookupError(f"{self.name} gives one name to two tensors")
         return names
+
+    @lru_cache(maxsize=512)  # noqa: B019 - layouts live as long as the process
+    def _names_of(self, architecture: Architecture) -> _Table:
+        return _table(self.name, tuple(self.rules(architecture)))
 
     def _left_out(self, native: str) -> bool:
         if native.endswith(BATCH_COUNTER):
@@ -166,6 +153,33 @@ class Layout:
             if re.fullmatch(fill.pattern, native):
                 return torch.full(tuple(like.shape), fill.value, dtype=like.dtype)
         raise LookupError(f"{self.name} has no value for {native}")
+
+
+class _Table(dict[str, Name]):
+    """The upstream's names of one set of rules, each made when it is first asked for.
+
+    Recognising a file asks many layouts for the names of many variants, whose names are the same.
+    """
+
+    def __init__(self, layout: str, rules: Sequence[Rule]) -> None:
+        super().__init__()
+        self._layout = layout
+        self._rules = [(*_matcher(rule.native), rule) for rule in rules]
+
+    def __missing__(self, native: str) -> Name:
+        found = [
+            (match, rule)
+            for start, regex, rule in self._rules
+            if native.startswith(start) and (match := regex.fullmatch(native))
+        ]
+        if len(found) != 1:
+            raise LookupError(f"{len(found)} rules of {self._layout} speak of {native}")
+        match, rule = found[0]
+        self[native] = Name(_filled(rule.upstream, match), rule.change)
+        return self[native]
+
+
+_table = lru_cache(maxsize=256)(_Table)  # all that our variants have; rules are few and small
 
 
 @cache  # the regex module keeps 512 patterns, and a DLA alone has a hundred

@@ -1,7 +1,9 @@
 """mmpretrain's names.
 
-Sources: mmpretrain ``models/backbones/resnet.py`` (V1c and V1d: ``deep_stem``, ``avg_down``) and
-``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR input.
+Sources: mmpretrain ``models/backbones/resnet.py`` (V1c and V1d: ``deep_stem``, ``avg_down``; the
+stride of a bottleneck: ``style``, which no name tells, and which configs of style "caffe" feed with
+BGR) and ``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR
+input.
 """
 
 from __future__ import annotations
@@ -63,6 +65,20 @@ MMPRETRAIN_RESNET = Layout(
     applies=lambda a: _has_mmpretrain(a, deep=False),
     rules=_plain_rules,
     prefix="backbone.",
+)
+
+MMPRETRAIN_RESNET_CAFFE = Layout(
+    name="mmpretrain-resnet-caffe",
+    title="mmpretrain's ResNet of style 'caffe'",
+    applies=lambda a: bool(feature(a, "stride_in_1x1")) and len(a.stem_widths) == 1,  # type: ignore[attr-defined]
+    rules=_plain_rules,
+    prefix="backbone.",
+    bgr=True,
+    told=(
+        "mmpretrain's names do not say where the stride is or how the colours are ordered; say "
+        "layout='mmpretrain-resnet-caffe' (style 'caffe': in the first 1×1, BGR), or build the "
+        "network without -caffe"
+    ),
 )
 
 MMPRETRAIN_RESNET_DEEP_STEM = Layout(

@@ -67,16 +67,30 @@ def _rtdetr_rules(architecture: Architecture) -> list[Rule]:
     return rules
 
 
+def _is_ungrouped(a: Architecture) -> bool:
+    sizes = feature(a, "groups"), feature(a, "width_per_group"), feature(a, "width")
+    return sizes == (1, 64, 64)
+
+
 TRANSFORMERS_RESNET = Layout(
     name="transformers-resnet",
     title="transformers' ResNet",
-    applies=lambda a: (
-        is_plain_resnet(a)
-        and (feature(a, "groups"), feature(a, "width_per_group"), feature(a, "width"))
-        == (1, 64, 64)
-    ),
+    applies=lambda a: is_plain_resnet(a) and _is_ungrouped(a),
     rules=_resnet_rules,
     prefix="resnet.",
+)
+
+TRANSFORMERS_RESNET_1X1 = Layout(
+    name="transformers-resnet-1x1",
+    title="transformers' ResNet with downsample_in_bottleneck",
+    applies=lambda a: bool(feature(a, "stride_in_1x1")) and _is_ungrouped(a),
+    rules=_resnet_rules,
+    prefix="resnet.",
+    told=(
+        "transformers' names do not say where the stride is, its config does; say "
+        "layout='transformers-resnet-1x1' (downsample_in_bottleneck: in the first 1×1, RGB), or "
+        "build the network without -caffe"
+    ),
 )
 
 TRANSFORMERS_REGNET = Layout(

@@ -11,29 +11,17 @@ Source: ``torch/serialization.py`` of PyTorch 2.13, ``_save`` and ``_legacy_save
 
 from __future__ import annotations
 
-import io
-import struct
-import zipfile
 import zlib
+from collections.abc import Mapping
 
 from trunkline.errors import CheckpointError
+from trunkline.weights.reading.archives import Member, read_archive
 from trunkline.weights.reading.records import Storage, TypedStorage
 from trunkline.weights.reading.unpickling import Unpickler
 from trunkline.weights.reading.vocabulary import storage_dtype
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_ENCRYPTED = 0x1
-_ZIP_FAULTS = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    ValueError,
-    struct.error,
-    OverflowError,
-    EOFError,
-    OSError,
-)
 
 
 def read_zip(data: memoryview) -> object:
@@ -49,7 +37,7 @@ def read_zip(data: memoryview) -> object:
         UnsafeCheckpointError: The pickle asks for more than arrays and plain containers.
         CheckpointError: It is damaged, compressed, or another kind of archive.
     """
-    members = _members(data)
+    members = read_archive(data)
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"is a zip archive, but no checkpoint: {_kind(members)}.")
@@ -60,12 +48,12 @@ def read_zip(data: memoryview) -> object:
             "torch.jit.load and save its state_dict() with safetensors."
         )
     order = members.get(f"{folder}byteorder")
-    if order is not None and bytes(_content(data, order)) != b"little":
+    if order is not None and bytes(order.content()) != b"little":
         raise CheckpointError("was saved on a big-endian machine. Save it again on another one.")
-    described = _content(data, members[pickles[0]])
-    if members[pickles[0]].CRC not in (0, zlib.crc32(described)):
+    described = members[pickles[0]].content()
+    if members[pickles[0]].crc not in (None, zlib.crc32(described)):
         raise CheckpointError("is damaged: a checksum does not match. Download it again.")
-    return Unpickler(described, persistent_load=_Members(data, members, folder)).load()
+    return Unpickler(described).load(_Members(members, folder))
 
 
 def read_legacy(data: memoryview, position: int) -> object:
@@ -83,25 +71,23 @@ def read_legacy(data: memoryview, position: int) -> object:
         CheckpointError: It is damaged or of an unknown version.
     """
     storages = _Row(data)
-    plain = Unpickler(data, position)
-    if plain.load() != _LEGACY_PROTOCOL:
+    unpickler = Unpickler(data, position)
+    if unpickler.load() != _LEGACY_PROTOCOL:
         raise CheckpointError("is of an unknown version of torch's old format.")
-    system = plain.load()
+    system = unpickler.load()
     if type(system) is not dict or system.get("little_endian") is not True:
         raise CheckpointError("was saved on a big-endian machine. Save it again on another one.")
-    unpickler = Unpickler(data, plain.position, storages)
-    described = unpickler.load()
-    plain.position = unpickler.position
-    keys = plain.load()
-    storages.place(plain.position, keys)
+    described = unpickler.load(storages)
+    keys = unpickler.load()
+    storages.place(unpickler.position, keys)
     return described
 
 
 class _Members:
     """Finds the storages that a pickle refers to among the members of an archive."""
 
-    def __init__(self, data: memoryview, members: dict[str, zipfile.ZipInfo], folder: str) -> None:
-        self._data, self._members, self._folder = data, members, folder
+    def __init__(self, members: Mapping[str, Member], folder: str) -> None:
+        self._members, self._folder = members, folder
         self._found: dict[str, Storage] = {}
 
     def __call__(self, identity: object) -> TypedStorage:
@@ -111,9 +97,8 @@ class _Members:
             member = self._members.get(f"{self._folder}data/{key}")
             if member is None:
                 raise CheckpointError(f"is damaged: its storage {key[:80]!r} is missing.")
-            # A checksum of 0 is what torch writes when told to compute none.
-            content = _content(self._data, member)
-            self._found[key] = Storage(member.file_size, content, crc=member.CRC or None)
+            content = member.content()
+            self._found[key] = Storage(content.nbytes, content, crc=member.crc)
         held = self._found[key]
         if count * dtype.itemsize > held.nbytes:
             raise CheckpointError(
@@ -188,41 +173,7 @@ def _view(held: Storage, width: int, metadata: object) -> Storage:
     return Storage(count * width, parent=held, start=offset * width)
 
 
-def _members(data: memoryview) -> dict[str, zipfile.ZipInfo]:
-    try:
-        with zipfile.ZipFile(io.BufferedReader(_Window(data))) as archive:
-            found = archive.infolist()
-    except _ZIP_FAULTS as error:
-        raise CheckpointError(
-            "is a damaged zip archive, or one that is cut off. Download it again."
-        ) from error
-    members = {member.filename: member for member in found}
-    if len(members) != len(found):
-        raise CheckpointError("is damaged: a part of its archive is there twice.")
-    return members
-
-
-def _content(data: memoryview, member: zipfile.ZipInfo) -> memoryview:
-    """Return the bytes of a member where they lie."""
-    name = member.filename[:80]
-    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-        raise CheckpointError(
-            f"is a compressed archive ({name!r}: {member.compress_size} bytes for "
-            f"{member.file_size}), which torch.save never writes. Zip it again, uncompressed."
-        )
-    start = member.header_offset
-    header = bytes(data[start : start + _LOCAL_HEADER.size]) if start >= 0 else b""
-    if len(header) < _LOCAL_HEADER.size or member.flag_bits & _ENCRYPTED:
-        raise CheckpointError(f"is damaged: {name!r} of its archive is cut off or encrypted.")
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-    start += _LOCAL_HEADER.size + name_length + extra_length
-    end = start + member.file_size
-    if signature != b"PK\x03\x04" or end > data.nbytes:
-        raise CheckpointError(f"is damaged: {name!r} of its archive lies outside it.")
-    return data[start:end]
-
-
-def _kind(members: dict[str, zipfile.ZipInfo]) -> str:
+def _kind(members: Mapping[str, Member]) -> str:
     if not members:
         return "it is empty"
     if all(name.endswith(".npy") for name in members):
@@ -232,34 +183,3 @@ def _kind(members: dict[str, zipfile.ZipInfo]) -> str:
         )
     shown = ", ".join(repr(name[:80]) for name in sorted(members)[:5])
     return f"it has no NAME/data.pkl among its {len(members)} members ({shown})"
-
-
-class _Window(io.RawIOBase):
-    """Memory as a file, without a copy."""
-
-    def __init__(self, data: memoryview) -> None:
-        super().__init__()
-        self._data = data
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._data.nbytes}
-        if base[whence] + offset < 0:
-            raise ValueError("before the start")
-        self._position = base[whence] + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._data[self._position : self._position + len(buffer)]
-        buffer[: chunk.nbytes] = chunk
-        self._position += chunk.nbytes
-        return chunk.nbytes

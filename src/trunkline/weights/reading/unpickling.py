@@ -5,10 +5,11 @@ opcodes, but on its stack there are only numbers, strings, lists, dictionaries a
 ``records``; what a file names is looked up in the tables of ``vocabulary`` and refused if it is
 not there. So a file cannot reach an object that could run code, nor change one of ours.
 
-It is bounded in time by a number of opcodes, and in memory by never making anything larger than
-the part of the file that holds it. ``torch.load(weights_only=True)`` is neither, so it is not used:
-a file of 1 kB in which a tuple of tuples is the key of a dictionary keeps it busy for ever, and one
-that is nested deeper overflows its stack and takes the process along (seen with PyTorch 2.13).
+It is bounded in time by a number of opcodes in all pickles of a file, and in memory by never making
+anything larger than the part of the file that holds it. ``torch.load(weights_only=True)`` is
+neither, so it is not used: a file of 1 kB in which a tuple of tuples is the key of a dictionary
+keeps it busy for ever, and one that is nested deeper overflows its stack and takes the process
+along (seen with PyTorch 2.13).
 
 Source: the opcodes are those of Python's ``pickletools``, protocols 0 to 5.
 """
@@ -23,7 +24,7 @@ from trunkline.errors import CheckpointError, UnsafeCheckpointError
 from trunkline.weights.reading.records import Blob, Global, Inert
 from trunkline.weights.reading.vocabulary import ADVICE, Vocabulary
 
-MAX_OPCODES = 2_000_000  # a checkpoint with its optimizer has some hundred thousand
+MAX_OPCODES = 1_000_000  # a checkpoint with its optimizer has some hundred thousand
 _MAX_DIGITS = 512
 _MAX_LONG_BYTES = 512
 _INLINE_BYTES = 64 * 1024  # longer strings stay in the file
@@ -41,28 +42,26 @@ class Unpickler:
     Args:
         data: The memory to read from, which byte strings stay views of.
         position: Where the first pickle starts; after ``load`` where it ended.
-        persistent_load: Gives what a persistent id stands for, None if there must be none.
     """
 
-    def __init__(
-        self,
-        data: memoryview,
-        position: int = 0,
-        persistent_load: PersistentLoad | None = None,
-    ) -> None:
+    def __init__(self, data: memoryview, position: int = 0) -> None:
         self.position = position
         self._data = data
-        self._persistent_load = persistent_load
         self._vocabulary = Vocabulary(4 * data.nbytes + _SLACK_BYTES)
+        self._globals: dict[tuple[str, str], Global] = {}
         self._opcodes = 0
 
-    def load(self) -> object:
+    def load(self, persistent_load: PersistentLoad | None = None) -> object:
         """Return what the next pickle describes.
+
+        Args:
+            persistent_load: Gives what a persistent id stands for, None if there must be none.
 
         Raises:
             UnsafeCheckpointError: It asks for more than arrays and plain containers.
             CheckpointError: It is cut off, damaged, or too long to be a checkpoint.
         """
+        self._persistent_load = persistent_load
         self._stack: list[object] = []
         self._marked: list[list[object]] = []
         self._memo: dict[int, object] = {}
@@ -228,9 +227,13 @@ class Unpickler:
 
     def _resolve(self, module: object, name: object) -> Global:
         # Text that is not a pickle at all may start with a c; then this is no name.
-        if not (type(module) is type(name) is str and _is_name(module) and _is_name(name)):
+        if not type(module) is type(name) is str:
             raise CheckpointError("is damaged: its pickle names something that is no name.")
-        return self._vocabulary.resolve(module, name)
+        if (module, name) not in self._globals:
+            if not (_is_name(module) and _is_name(name)):
+                raise CheckpointError("is damaged: its pickle names something that is no name.")
+            self._globals[module, name] = self._vocabulary.resolve(module, name)
+        return self._globals[module, name]
 
     def _call(self) -> None:
         arguments, target = self._stack.pop(), self._stack.pop()

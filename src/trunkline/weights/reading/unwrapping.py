@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,6 +32,12 @@ _PLAIN = ("state_dict", "model", "model_state", "model_state_dict", "blobs", "ne
 _INNER = ("module", "weights")  # too common in networks' own names to come first
 _VISSL = ("classy_state_dict", "base_model", "model")
 _MAX_DEPTH = 4
+
+# What a file may make us do. The largest network of ours has 1008 tensors, a name in it 50 letters;
+# a detector around one has some thousand.
+MAX_TENSORS = 10_000
+MAX_NAME = 500
+_MAX_PREFIXES = 10
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _PARTS = ("backbone.", "resnet.", "regnet.", "_feature_blocks.")
@@ -78,11 +84,30 @@ def unwrap(root: object, *, prefer_ema: bool) -> Unwrapped:
         )
     state, path = found
     leaves = dict(_leaves(state))
+    check_names(leaves)
     others = [str(name) for name in state if name not in leaves]
     if others:
         notes.append(f"left out, for they are no tensors: {_listed(others)}")
     plain, prefix = _plain_names(leaves, notes)
     return Unwrapped(plain, ".".join(path), prefix, tuple(notes))
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse more tensors, or longer names, than a network has: all of them are looked at often.
+
+    Raises:
+        CheckpointError: There are.
+    """
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(
+            f"holds {len(names)} tensors; {MAX_TENSORS} are the most that are read, and no network "
+            "of ours has a fifth. Save the backbone's alone."
+        )
+    if (longest := max(map(len, names), default=0)) > MAX_NAME:
+        raise CheckpointError(
+            f"names a tensor in {longest} letters; {MAX_NAME} are the most that are read. "
+            "Download it again, or rename it."
+        )
 
 
 def scalars(root: object) -> dict[str, str]:
@@ -172,7 +197,9 @@ def _plain_names(leaves: dict[str, Leaf], notes: list[str]) -> tuple[dict[str, L
     body = _without_state(leaves, notes)
     kept: dict[str, Leaf] = {}
     taken = ""
-    while (prefix := _prefix(body, taken)) is not None:
+    for _ in range(_MAX_PREFIXES + 1):
+        if (prefix := _prefix(body, taken)) is None:
+            break
         rest = {name: leaf for name, leaf in body.items() if not name.startswith(prefix)}
         body = {name[len(prefix) :]: leaf for name, leaf in body.items() if name not in rest}
         taken += prefix
@@ -184,6 +211,11 @@ def _plain_names(leaves: dict[str, Leaf], notes: list[str]) -> tuple[dict[str, L
         notes.append(
             f"only the {len(body)} tensors under {taken} were taken, "
             f"{len(rest)} others were left aside ({shown})"
+        )
+    else:
+        raise CheckpointError(
+            f"wraps its names in more than {_MAX_PREFIXES} prefixes ({taken}…). Save the "
+            "state_dict() of the network inside."
         )
     if same := sorted(body.keys() & kept.keys()):
         raise CheckpointError(

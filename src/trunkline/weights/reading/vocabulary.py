@@ -80,8 +80,20 @@ _TORCH_DTYPES = {
     Global("torch", name): getattr(torch, name)
     for name in (
         *("float64", "float32", "float16", "bfloat16", "complex64", "complex128", "bool"),
+        # Read to be named: no network takes them without their scales.
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
         *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
     )
+}
+# Tensors that are no array of numbers, and what to do with one before it is saved.
+_QUANTIZED = "a quantized tensor: save what its dequantize() returns"
+_SPARSE = "a sparse tensor: save what its to_dense() returns"
+_OTHER_TENSORS = {
+    **dict.fromkeys(("_rebuild_qtensor", "QInt8Storage", "QUInt8Storage"), _QUANTIZED),
+    **dict.fromkeys(("QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage"), _QUANTIZED),
+    **dict.fromkeys(("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"), _SPARSE),
+    "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
+    "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
 }
 # Python 2 wrote these; numpy 2 moved its own.
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -107,6 +119,8 @@ class Vocabulary:
             return asked
         if asked in _STORAGES or asked in _TORCH_DTYPES:
             return asked
+        if module.partition(".")[0] == "torch" and name in _OTHER_TENSORS:
+            raise UnsafeCheckpointError(f"asks for {_shown(asked)}, {_OTHER_TENSORS[name]}.")
         raise UnsafeCheckpointError(
             f"asks for {_shown(asked)}, which is neither an array nor a plain container. {ADVICE}"
         )
