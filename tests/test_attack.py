@@ -19,11 +19,6 @@ QUICK = (
     "sources/tar",
     "stores/places of somebody else",
 )
-    "images/mutated photos",
-    "sources/address",
-    "sources/tar",
-    "stores/places of somebody else",
-)
 
 
 def _refused(chance: Chance, folder: Path) -> str:
