@@ -258,6 +258,19 @@ def test_threads_and_processes_make_one_plan(tmp_path: Path) -> None:
     assert len(names(tmp_path / "plan")) == 43 + 1
 
 
+def test_a_listing_that_others_have_run_past_is_begun_again_where_it_is_another(
+    tmp_path: Path,
+) -> None:
+    source = numbered(tmp_path / "photos", 10)
+    slow = Plan(tmp_path / "plan", source, 2)
+    slow.extend()  # its listing has all ten
+    (tmp_path / "photos" / "0003.jpg").unlink()
+    quick = Plan(tmp_path / "plan", source, 2)
+    assert [quick.extend(), quick.extend()] == [True, True]
+    left = [f"{number:04d}.jpg" for number in range(10) if number != 3]
+    assert all_keys(slow) == left
+
+
 def test_counts_and_frozen_shards_do_not_wait_for_a_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
