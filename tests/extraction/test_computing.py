@@ -114,7 +114,7 @@ def test_engines_go_on_after_an_image_that_is_too_large(
     runner = deploy(backbone, runtime, "fp32", None, True, threads=1)
     compute = of(runner, one_size=False)
     with pytest.raises(
-        ImageError, match=r"2500x2400 pixels with the 0\.1 GB of memory that are free"
+        ImageError, match=r"2500x2400 pixels with the 0\.05 GB of memory that are free"
     ):
         compute(picture("b"), Seconds())
     found = compute(picture("a"), Seconds())["stage3_stride_32"]

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trunkline import Backbone, deploy
+from trunkline.errors import DeploymentError
 from trunkline.runtimes import pytorch
 from trunkline.runtimes.open_vino import OpenVinoEngine
 
@@ -38,7 +39,7 @@ def test_openvino_that_returns_the_maps_of_another_call_is_compiled_anew(
     compiled = engine._compiled[parts]
     with monkeypatch.context() as patch:
         patch.setattr(OpenVinoEngine, "_computed", lambda *_: expected[1])
-        with pytest.raises(MemoryError, match="no maps for these images, for want of memory"):
+        with pytest.raises(DeploymentError, match="no maps for these images, for want of memory"):
             runner(pair[0])
     for one, maps in zip(pair, expected, strict=True):
         for found, wanted in zip(runner(one), maps, strict=True):
@@ -62,7 +63,7 @@ def test_torch_computes_after_its_compiler_got_no_memory(backbone: Backbone) -> 
         resource.setrlimit(resource.RLIMIT_DATA, (_allocated() + spare, before[1]))
         try:
             runner(images(*map(int, sides)))
-        except RuntimeError as error:
+        except DeploymentError as error:
             errors.append(str(error))
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, before)

@@ -9,6 +9,7 @@ computed a second time in other company: numbers never depend on what failed bes
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trunkline.errors import ExtractionError, ImageError, TrunklineError
+from trunkline.errors import ExtractionError, ImageError, InputError, RunnerError
 from trunkline.extraction.memory import free_memory, no_more_than_free
 from trunkline.extraction.needs import Needs
 from trunkline.extraction.pipeline import Seconds
@@ -29,9 +30,9 @@ from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.engine import in_one_line
 from trunkline.runtimes.runner import Runner
 
-_BREAKING = ("openvino",)  # where it is refused memory, it may die, or return other maps
 _SMALL = 64  # pixels of the sides of an image that every network takes
-_LONGEST = 400
+_LONGEST = 400  # of what an engine says
+_LOOK_SECONDS = 1.0
 
 
 class Computing:
@@ -66,7 +67,10 @@ class Computing:
         self._schema = schema
         self._one_size = one_size
         self._needs = Needs(self._maps, runner.levels)
-        self._can_be_refused = runner.runtime not in _BREAKING
+        # The others break where they are refused memory, or reserve more than they will use.
+        self._can_be_refused = runner.runtime == "torch"
+        self._looked = -math.inf
+        self._free: int | None = None
 
     def __call__(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         """Compute a batch.
@@ -85,7 +89,7 @@ class Computing:
         if self._one_size:
             try:
                 return self._values(pixels, seconds)
-            except TrunklineError:
+            except (InputError, RunnerError):  # which say it better
                 raise
             except Exception as error:  # engines raise nearly anything
                 raise _failed_on_all(pixels, error) from error
@@ -93,17 +97,27 @@ class Computing:
 
     def _alone(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         """Compute an image that may be too large, or too small."""
-        free = free_memory()
+        free = self._recently_free()
         _, height, width, _ = pixels.shape
         try:
-            if free is not None and (need := self._needs.of(height, width, free)) > free:
-                raise MemoryError(f"they need {need / 1e9:.1f} GB")
+            if free is None or height * width <= self._needs.harmless(free):
+                return self._values(pixels, seconds)
+            free = free_memory() or 0
+            if (need := self._needs.of(height, width, free)) > free:
+                raise MemoryError(f"they need {need / 1e9:.2f} GB")
             with no_more_than_free() if self._can_be_refused else nullcontext():
                 return self._values(pixels, seconds)
         except Exception as error:  # engines raise nearly anything
-            traceback.clear_frames(error.__traceback__)  # or what was computed stays in memory
+            _let_go(error)
             self._check_alive(error)
             raise _failed_on_one(pixels, error, free) from error
+
+    def _recently_free(self) -> int | None:
+        """Return how much memory was free lately, which takes a millisecond to find out."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_SECONDS:
+            self._looked, self._free = now, free_memory()
+        return self._free
 
     def _values(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
         began = time.perf_counter()
@@ -130,17 +144,24 @@ class Computing:
             self._maps(np.zeros((1, _SMALL, _SMALL, 3), np.uint8))
         except Exception as again:
             raise ExtractionError(
-                f"the network fails on any image: {in_one_line(again)} The first to fail met: "
-                f"{in_one_line(error)} Finished shards are kept; deploy the backbone anew, or on "
+                f"the network fails on any image: {_shortened(again)}. The first to fail met: "
+                f"{_shortened(error)}. Finished shards are kept; deploy the backbone anew, or on "
                 "another runtime."
             ) from error
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Free what was computed before an error, which keeps it in memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _failed_on_one(pixels: NDArray[np.uint8], error: Exception, free: int | None) -> ImageError:
     _, height, width, _ = pixels.shape
-    there = "" if free is None else f" with the {free / 1e9:.1f} GB of memory that are free"
+    there = "" if free is None else f" with the {free / 1e9:.2f} GB of memory that are free"
     return ImageError(
-        f"the network cannot take its {width}x{height} pixels{there}: {_shortened(error)} Set a "
+        f"the network cannot take its {width}x{height} pixels{there}: {_shortened(error)}. Set a "
         "size, which all images get, or give the run more memory and --retry-failed."
     )
 
@@ -149,12 +170,12 @@ def _failed_on_all(pixels: NDArray[np.uint8], error: Exception) -> ExtractionErr
     number, height, width, _ = pixels.shape
     return ExtractionError(
         f"the network fails on a batch of {number} images of {width}x{height}, which is the shape "
-        f"of all batches: {in_one_line(error)} Finished shards are kept: give the run more memory "
+        f"of all batches: {_shortened(error)}. Finished shards are kept: give the run more memory "
         "and run the same command again, or choose a smaller batch_size in a new place."
     )
 
 
 def _shortened(error: Exception) -> str:
     """Return what an engine says, which may be pages, without what is in the middle."""
-    text = in_one_line(error) or type(error).__name__
+    text = in_one_line(error).rstrip(".") or type(error).__name__
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"

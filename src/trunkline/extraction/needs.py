@@ -24,7 +24,7 @@ _FLOAT = 4
 _INPUT = 3 + 3 * _FLOAT  # bytes of a pixel, as it is and as the network takes it
 _MOST = 6  # times the bytes of all maps together: no network of ours needs more
 _USUAL = 4  # times, where nothing can be measured
-_SPARE = 1.25
+_SPARE = 1.5  # ONNX Runtime takes memory in larger and larger pieces
 _PROBE_PIXELS = 1 << 21
 
 _STATM, _STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
@@ -56,13 +56,13 @@ class Needs:
             free: Bytes that there are. A need of less than half of them is not looked at.
         """
         pixels = height * width
-        if pixels <= self._harmless(free):
+        if pixels <= self.harmless(free):
             return 0
         if self._per_pixel is None:
             self._per_pixel = self._measured(free)
         return max(0, self._before + int(self._per_pixel * pixels) - _resident())
 
-    def _harmless(self, free: int) -> int:
+    def harmless(self, free: int) -> int:
         """Return how many pixels surely need less than half of what is free."""
         return int(free / 2 / (_MOST * self._least))
 
@@ -70,7 +70,7 @@ class Needs:
         """Return the bytes that a pixel needs, some to spare."""
         _give_back()
         self._before = _resident()
-        side = max(1, math.isqrt(min(_PROBE_PIXELS, self._harmless(free))))
+        side = max(1, math.isqrt(min(_PROBE_PIXELS, self.harmless(free))))
         try:
             _CLEAR.write_text(_CLEAR_PEAK, encoding="ascii")
         except OSError:  # not every container lets a process do that
