@@ -18,6 +18,7 @@ import trunkline
 from trunkline import Backbone, DLANet, ResNet
 from trunkline.errors import ConfigError, WeightsError, WeightsMismatchError, WeightsNotFoundError
 from trunkline.weights.loading import load_weights
+from trunkline.weights.matching import listed
 
 if TYPE_CHECKING:
     from tests.conftest import Family
@@ -187,6 +188,13 @@ def test_long_lists_are_counted_and_cut_at_ten(one_of_each: Family, tmp_path: Pa
     ) as e:
         load_weights(source, saved(tmp_path, state))
     assert sum(name in str(e.value) for name in norms) == 10
+
+
+@pytest.mark.parametrize(("count", "more"), [(9, ""), (10, ""), (11, " and 1 more")])
+def test_ten_names_are_listed_in_full(count: int, more: str) -> None:
+    names = [f"{number:02}" for number in range(count)]
+    assert listed("Missing", names) == [f"Missing: {count} ({'; '.join(names[:10])}{more})."]
+    assert listed("Missing", []) == []
 
 
 def test_the_weights_of_another_network_are_refused(
