@@ -229,7 +229,7 @@ def test_what_computes_the_same_loads_under_either_name(tmp_path: Path) -> None:
         *({"frozen_stages": 1}, {"checkpointing": True}, {"act": nn.SiLU}, {}),
         {"norm": lambda channels: nn.BatchNorm2d(channels, eps=1e-3)},
     ],
-    ids=str,
+    ids=lambda options: " ".join(options) or "none",
 )
 def test_options_do_not_change_what_a_file_means(
     tmp_path: Path, families: dict[str, Family], options: dict[str, Any]
