@@ -36,7 +36,7 @@ from attacks import Kind, ShortfallError
 
 from trunkline.errors import TrunklineError
 
-FAMILIES = ("checkpoints", "downloads", "images", "runners", "sources", "stores")
+FAMILIES = ("checkpoints", "downloads", "images", "processes", "runners", "sources", "stores")
 CASE_SECONDS = 30.0  # what must be quick has a limit of its own in its kind
 CASE_BYTES = 1 << 30
 _CASES_OF_A_PROCESS = 400  # then another takes its place, so that growth of libraries is no growth

@@ -104,11 +104,12 @@ def test_an_error_is_told_where_nothing_can_be_printed(
     assert "no variant 'resnet19'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["info", "resnet19"], ["info"], ["nosuch"]], ids=" ".join)
 def test_an_error_that_nobody_can_read_keeps_its_code(
-    full: TextIO, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], full: TextIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", full)
-    assert ended(["info", "resnet19"]) == 2
+    assert ended(arguments) == 2
 
 
 @pytest.mark.parametrize(

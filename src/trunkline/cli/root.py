@@ -22,7 +22,7 @@ from trunkline.cli import (
     weights,
 )
 from trunkline.cli.output import one_line, say
-from trunkline.cli.streams import standard_output
+from trunkline.cli.streams import standard_streams
 from trunkline.errors import TrunklineError
 from trunkline.files import absolute
 
@@ -32,7 +32,7 @@ class _Verbs(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         given = sys.argv[1:] if args is None else args
-        with standard_output():
+        with standard_streams():
             try:
                 absolute(".")  # nor can PyTorch be imported where it was removed
                 return super().main(features.join_levels(given), *rest, **options)
