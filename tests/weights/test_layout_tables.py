@@ -9,7 +9,7 @@ import torch
 from upstream_files import hollow_tensors, on_meta
 
 from trunkline import list_backbones
-from trunkline.errors import ConfigError
+from trunkline.errors import ConfigError, UnknownLayoutError
 from trunkline.weights.layouts import LAYOUTS, TARGETS, get_layout
 from trunkline.weights.layouts.layout import Layout, Rule
 from trunkline.weights.matching import native_shapes, recognise
@@ -179,6 +179,35 @@ def test_an_unknown_layout_lists_the_known_ones() -> None:
         get_layout("keras")
     with pytest.raises(ConfigError, match="no layout 'keras'"):
         recognise(on_meta("resnet18"), {}, "keras")
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_names_that_mean_different_things_in_two_layouts_have_to_be_told_apart(
+    monkeypatch: pytest.MonkeyPatch, bgr: bool, turned: bool
+) -> None:
+    swapped = {"weight": "bias", "bias": "weight"} if turned else {}
+    leaves = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+    def rules(_: object) -> list[Rule]:
+        return [
+            Rule("stem.conv.*", "stem.conv.*"),
+            *(Rule(f"stem.norm.{one}", f"stem.norm.{swapped.get(one, one)}") for one in leaves),
+            Rule("stages.*", "stages.*"),
+            Rule("classifier.*", "classifier.*"),
+        ]
+
+    mine = Layout(name="mine", title="mine", applies=lambda _: True, rules=rules, bgr=bgr)
+    monkeypatch.setattr(
+        "trunkline.weights.matching.layouts_for", lambda _: [LAYOUTS["trunkline"], mine]
+    )
+    backbone = on_meta("resnet18", return_idx=(0,))
+    tensors = backbone.state_dict()
+    if bgr or turned:
+        with pytest.raises(UnknownLayoutError, match=r"fit several layouts: trunkline, mine\. Say"):
+            recognise(backbone, tensors)
+    else:  # two names of one thing
+        assert recognise(backbone, tensors).layout.name == "trunkline"
 
 
 def test_a_table_with_a_gap_or_an_overlap_is_our_own_mistake() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from trunkline.errors import (
     OfflineError,
     WeightsNotFoundError,
 )
+from trunkline.heads.classifier import load_classifier
 from trunkline.weights import catalog, sources
 from trunkline.weights.catalog import Place
 from trunkline.weights.checkpoint import file_sha256
@@ -146,8 +147,13 @@ def test_a_licence_has_to_be_agreed_to(
     tag = "timm-fb-ssl-yfcc100m-ft-in1k"
     path = saved(tmp_path / "x.safetensors", hollow_tensors("timm-resnet", "resnet18"))
     served(monkeypatch, file_host, "resnet18", tag, path)
-    with pytest.raises(LicenseError, match=r"CC-BY-NC-4\.0.*allow_noncommercial=True"):
-        create_backbone("resnet18", weights=tag)
+    for ask in (
+        lambda: create_backbone("resnet18", weights=tag),
+        lambda: load_weights(create_backbone("resnet18", return_idx=(0,)), tag),
+        lambda: load_classifier("resnet18", tag),
+    ):
+        with pytest.raises(LicenseError, match=r"CC-BY-NC-4\.0.*allow_noncommercial=True"):
+            ask()
     assert not file_host.requests
     backbone = create_backbone("resnet18", weights=tag, allow_noncommercial=True)
     assert backbone.load_report is not None
@@ -180,7 +186,7 @@ def test_preprocessing_is_forgotten_with_the_weights_it_belonged_to(tmp_path: Pa
     assert backbone.preprocessing is None
 
 
-def test_a_report_is_plain_data() -> None:
+def test_a_report_is_plain_data_that_stays() -> None:
     report = LoadReport(
         source="s",
         path=Path("f.pth"),
@@ -192,6 +198,8 @@ def test_a_report_is_plain_data() -> None:
         matched=3,
     )
     assert str(report) == "3 tensors from f.pth, read as dla."
+    with pytest.raises(FrozenInstanceError):
+        report.license = "MIT"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

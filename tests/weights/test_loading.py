@@ -133,6 +133,14 @@ def test_frozen_norms_take_the_file_of_batch_norms(one_of_each: Family, tmp_path
     assert_same_maps(backbone, source)
 
 
+def test_group_norms_take_their_own_file_without_words(one_of_each: Family, tmp_path: Path) -> None:
+    source = one_of_each.build(seed=1, norm="group")
+    backbone = one_of_each.build(seed=2, norm="group")
+    report = load_weights(backbone, saved(tmp_path, source.state_dict()))
+    assert report.layout == "trunkline"
+    assert_same_state(backbone, source.state_dict())
+
+
 def test_frozen_stages_and_mode_survive_loading(one_of_each: Family, tmp_path: Path) -> None:
     source = one_of_each.build(seed=1)
     backbone = one_of_each.build(seed=2, frozen_stages=2)
