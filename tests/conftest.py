@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from trunkline.backbones.regnet import RegNetConfig
 from trunkline.backbones.resnet import ResNetConfig
 
 torch.set_num_threads(1)  # pytest-xdist gives every core a process already
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Config = ResNetConfig | DLAConfig | RegNetConfig
 

@@ -204,7 +204,7 @@ BAD_FLAGS = [
     (["--backbone", "resnet18", "--levels", "all"], r"--levels got 'all'; give indices from 0"),
     (["--backbone", "resnet18", "--size", "0"], r"--size got '0'; give N or HxW in pixels"),
     (["--backbone", "resnet18", "--size", "big"], r"--size got 'big'; give N or HxW"),
-    (["--backbone", "resnet18", "--size", "99999"], r"above the limit of 89478485 pixels; use"),
+    (["--backbone", "resnet18", "--size", "99999"], r"above the limit of 67108864 pixels; use"),
     (["--backbone", "resnet18", "--weights", "nowhere.safetensors"], r"no file nowhere\.safe"),
     (["--backbone", "resnet18", "--weights", "timm-v9"], r"'timm-v9'"),
 ]
