@@ -67,8 +67,17 @@ def test_levels_asked_for_are_those_at_strides_4_to_32() -> None:
 def test_a_library_without_the_variant_is_an_error_that_names_those_that_have_it() -> None:
     with pytest.raises(ConfigError, match=r"torchvision has no dla34; .* here: timm\. Compare"):
         find_peer("torchvision", meta("dla34"))
-    with pytest.raises(ConfigError, match=r"timm has no resnet50-caffe; .* here: none"):
+    with pytest.raises(ConfigError, match=r"timm has no resnet50-caffe; .* here: transformers\."):
         find_peer("timm", meta("resnet50-caffe"))
+    with pytest.raises(ConfigError, match=r"transformers has no resnext50-32x4d; .* here: "):
+        find_peer("transformers", meta("resnext50-32x4d"))
+
+
+@pytest.mark.usefixtures("installed")
+def test_transformers_is_told_where_a_bottleneck_halves() -> None:
+    options = find_peer("transformers", meta("resnet50-caffe")).options
+    assert options["downsample_in_bottleneck"] is True
+    assert "downsample_in_bottleneck" not in find_peer("transformers", meta("resnet50")).options
 
 
 def test_an_unknown_peer_is_an_error_with_the_known_ones() -> None:

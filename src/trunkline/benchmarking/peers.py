@@ -25,7 +25,11 @@ from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.errors import ConfigError, NotInstalledError, WeightsMismatchError
 from trunkline.weights.layouts import TARGETS
 from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout
-from trunkline.weights.layouts.transformers import TRANSFORMERS_REGNET, TRANSFORMERS_RTDETR
+from trunkline.weights.layouts.transformers import (
+    TRANSFORMERS_REGNET,
+    TRANSFORMERS_RESNET_1X1,
+    TRANSFORMERS_RTDETR,
+)
 from trunkline.weights.translation import to_upstream
 from trunkline.zoo import info
 
@@ -210,6 +214,8 @@ def _find_transformers(backbone: Backbone) -> Peer | None:
     kind = "bottleneck" if plan.bottleneck else "basic"
     options = {**sizes, "embedding_size": plan.stem_channels, "layer_type": kind}
     options["out_features"] = list(_STAGES)
+    if layout is TRANSFORMERS_RESNET_1X1:
+        options["downsample_in_bottleneck"] = True
     config = "RTDetrResNetConfig" if layout is TRANSFORMERS_RTDETR else "ResNetConfig"
     return Peer("transformers", config, plan.family, options)
 
