@@ -52,10 +52,18 @@ def legible(text: str) -> str:
     """
     if text.isprintable() and len(text) <= _LONGEST_WORD:
         return text
-    spelled = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    spelled = printable(text)
     if max(map(len, spelled.split(" ")), default=0) > _LONGEST_WORD:
         spelled = " ".join(_shortened(word, _LONGEST_WORD) for word in spelled.split(" "))
     return _shortened(spelled, _LONGEST_TEXT)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what a terminal could obey or not show spelled out (``\x1b``).
+
+    Line breaks (``\n``) stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _shortened(text: str, longest: int) -> str:

@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trunkline.errors import OutputError
 
@@ -19,11 +20,15 @@ _READ_BYTES = 1 << 20
 
 def sha256_of(path: Path) -> str:
     """Hash a file; about 0.1 s for 100 MB."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
     with path.open("rb", 0) as file:  # unbuffered: the pieces are large already
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
+        return sha256_of_open(file)
+
+
+def sha256_of_open(file: BinaryIO | RawIOBase) -> str:
+    """Hash what is left of an open file."""
+    digest = hashlib.sha256()
+    while content := file.read(_READ_BYTES):
+        digest.update(content)
     return digest.hexdigest()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from alone import passes_alone
 from PIL import Image
 from store_files import nameless, store_id
 
@@ -43,15 +43,7 @@ def test_ray_writes_what_the_local_engine_writes() -> None:
     # In a process of its own: Ray replaces a process's signal handlers and their stack, and
     # nothing puts pytest's own back.
     name = "test_starts_and_ends_ray_and_writes_what_the_local_engine_writes"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "cluster", f"{__file__}::{name}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    passes_alone(__file__, name, "cluster")
 
 
 @pytest.fixture(scope="module")

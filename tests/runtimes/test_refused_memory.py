@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from alone import passes_alone
 from numpy.typing import NDArray
 
 from trunkline import Backbone, deploy
@@ -53,16 +53,7 @@ def test_openvino_that_returns_the_maps_of_another_call_is_compiled_anew(
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory that Linux has")
 def test_torch_computes_when_memory_was_scarce() -> None:
     # In a process of its own: one that has freed much memory is not refused any.
-    name = "test_torch_computes_after_its_compiler_got_no_memory"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "alone", f"{__file__}::{name}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    passes_alone(__file__, "test_torch_computes_after_its_compiler_got_no_memory", "alone")
 
 
 @pytest.mark.alone

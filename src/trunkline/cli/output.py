@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trunkline.errors import printable
+
 # Rich cuts cells to the width it believes in, 80 for a pipe. A table here is as wide as its
 # content and a terminal wraps what it must: a name or a number is never lost.
 _UNLIMITED = 100_000
@@ -49,7 +51,7 @@ def say(text: str) -> None:
 def one_line(text: str) -> str:
     """Return text on one line, with what a terminal could obey (or not encode) spelled out."""
     lines = " ".join(part.strip() for part in text.splitlines())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in lines)
+    return printable(lines)
 
 
 def in_millions(count: int) -> str:

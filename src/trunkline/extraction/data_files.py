@@ -17,11 +17,11 @@ from typing import BinaryIO, NoReturn
 
 from trunkline.errors import StoreError, TrunklineError
 from trunkline.extraction.locations import open_regular
+from trunkline.outputs import sha256_of_open
 
 Hashes = Mapping[str, str]
 """Name of a file relative to its store → SHA-256 that it was written with."""
 
-_READ_BYTES = 1 << 20
 _REMEDY = (
     "Put back a copy; or remove it and the record of its shard in NAME.trunkline/shards, and run "
     "the command that made the store again to have it computed anew."
@@ -64,7 +64,7 @@ def opened(path: Path, sha256: str | None = None) -> Iterator[BinaryIO]:
     with file:
         if sha256 is not None:
             with readable(path):
-                found = _sha256_of(file)
+                found = sha256_of_open(file)
                 file.seek(0)
             if found != sha256:
                 _refuse_damaged(path)
@@ -136,13 +136,6 @@ def numbers_in(folder: Path, pattern: re.Pattern[str], *, regular: bool = False)
                 if match and match[1] == f"{int(match[1]):05d}":
                     found[int(match[1])] += entry.is_file() or not regular
     return +found
-
-
-def _sha256_of(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while content := file.read(_READ_BYTES):
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def _refuse_damaged(path: Path) -> NoReturn:
