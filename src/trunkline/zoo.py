@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,7 +16,7 @@ from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.backbones.levels import Level
-from trunkline.backbones.options import ALL_STAGES, Options
+from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
 from trunkline.backbones.variants import resolve_variant
 from trunkline.errors import ConfigError
 
@@ -51,7 +50,7 @@ class BackboneInfo:
 def create_backbone(
     name: str,
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: WeightsLike | None = None,
     return_idx: Sequence[int] = ALL_STAGES,
     **options: Unpack[Options],
 ) -> Backbone:
@@ -88,7 +87,7 @@ def create_backbone(
 def build_backbone(
     config: Architecture,
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: WeightsLike | None = None,
     return_idx: Sequence[int] = ALL_STAGES,
     **options: Unpack[Options],
 ) -> Backbone:

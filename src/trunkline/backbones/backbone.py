@@ -10,7 +10,6 @@ map has stride 4·2^i: 0 → H/4, 1 → H/8, 2 → H/16, 3 → H/32, rounded up.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
@@ -23,8 +22,10 @@ from trunkline.backbones.layers import Layers, make_act, make_norm
 from trunkline.backbones.levels import Level
 from trunkline.backbones.options import (
     ALL_STAGES,
+    LOADING,
     NUM_STAGES,
     BackboneOptions,
+    WeightsLike,
     check_frozen_stages,
     resolve_indices,
 )
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         architecture: Architecture,
         *,
         variant: str | None = None,
-        weights: str | os.PathLike[str] | None = None,
+        weights: WeightsLike | None = None,
         return_idx: Sequence[int] = ALL_STAGES,
         **options: Any,
     ) -> None:
@@ -160,10 +161,10 @@ class Backbone(nn.Module):
             if isinstance(module, Checkpointed):
                 module.checkpointing = chosen.checkpointing
 
-    def _load(self, weights: str | os.PathLike[str]) -> None:
+    def _load(self, weights: WeightsLike) -> None:
         from trunkline.weights.loading import load_weights  # the one upward arrow, see DESIGN
 
-        load_weights(self, weights, allow_noncommercial=self.options.allow_noncommercial)
+        load_weights(self, weights, **{word: getattr(self.options, word) for word in LOADING})
 
     @property
     def returned_levels(self) -> tuple[Level, ...]:

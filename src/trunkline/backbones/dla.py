@@ -20,7 +20,6 @@ Legend: N images, C channels, H and W of the image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -40,7 +39,13 @@ from trunkline.backbones.blocks import (
     projection,
 )
 from trunkline.backbones.layers import Layers
-from trunkline.backbones.options import Options, check_blocks, check_integers, choose_weights
+from trunkline.backbones.options import (
+    Options,
+    WeightsLike,
+    check_blocks,
+    check_integers,
+    choose_weights,
+)
 from trunkline.backbones.variants import name_of, resolve_config
 from trunkline.errors import ConfigError
 
@@ -288,7 +293,7 @@ class DLANet(Backbone):
         pretrained: bool = False,
         return_index: Sequence[int] = (1, 2, 3),
         *,
-        weights: str | os.PathLike[str] | None = None,
+        weights: WeightsLike | None = None,
         **options: Unpack[Options],
     ) -> None:
         config = resolve_config(dla, VARIANTS, ALIASES)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from enum import Enum
+from typing import Any, BinaryIO, Literal, TypeAlias, TypedDict
 
 from torch import Tensor
 
@@ -16,6 +17,12 @@ NUM_STAGES = 4
 ALL_STAGES = (0, 1, 2, 3)
 MOST = 2**20  # of anything that a config counts: a file of a stranger's may hold one
 MOST_BLOCKS = 500  # ten times those of the deepest variant
+# Words that say how weights are read; no folder keeps them, for the next file is another one.
+LOADING = ("allow_noncommercial", "layout", "prefix", "channel_map", "check")
+
+# What weights may be given as: a tag, an address or a path; tensors by name; an open file; a member
+# of torchvision's enums of weights.
+WeightsLike: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | BinaryIO | Enum
 CUSTOM = "custom"  # stands for a norm or an activation that was given as a callable
 
 
@@ -31,6 +38,10 @@ class Options(TypedDict, total=False):
     frozen_stages: int
     checkpointing: bool
     allow_noncommercial: bool
+    layout: str
+    prefix: str | None
+    channel_map: Sequence[int | None] | None
+    check: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,10 @@ class BackboneOptions:
         frozen_stages: −1 nothing, 0 the stem, k the stem and the first k stages.
         checkpointing: Keep only the inputs of blocks in training, and compute the rest again.
         allow_noncommercial: Agree to weights whose licence forbids commercial use.
+        layout: How the weights' file names its tensors, see ``load_weights``.
+        prefix: Where in the file the backbone is, see ``load_weights``.
+        channel_map: Which of the file's input channels feeds which, see ``load_weights``.
+        check: Run one image through the loaded network, see ``load_weights``.
 
     Raises:
         ConfigError: A value outside what is allowed.
@@ -65,6 +80,10 @@ class BackboneOptions:
     frozen_stages: int = -1
     checkpointing: bool = False
     allow_noncommercial: bool = False
+    layout: str = "auto"
+    prefix: str | None = None
+    channel_map: Sequence[int | None] | None = None
+    check: bool = False
 
     def storable(self) -> BackboneOptions:
         """Return the same options with ``"custom"`` for callables, which no file can hold."""
@@ -76,7 +95,7 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "return_idx", resolve_indices(self.return_idx))
-        for name in ("return_stem", "checkpointing", "allow_noncommercial"):
+        for name in ("return_stem", "checkpointing", "allow_noncommercial", "check"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
         if not _is_int(self.in_channels) or self.in_channels < 1:
@@ -168,9 +187,7 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
         )
 
 
-def choose_weights(
-    pretrained: bool, weights: str | os.PathLike[str] | None
-) -> str | os.PathLike[str] | None:
+def choose_weights(pretrained: bool, weights: WeightsLike | None) -> WeightsLike | None:
     """Return what ``pretrained`` and ``weights`` mean together.
 
     Raises:

@@ -18,7 +18,6 @@ Legend: N images, C channels, H and W of the image.
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from trunkline.backbones.options import (
     ALL_STAGES,
     MOST,
     Options,
+    WeightsLike,
     check_blocks,
     check_integers,
     choose_weights,
@@ -281,7 +281,7 @@ class RegNet(Backbone):
         pretrained: bool = False,
         return_idx: Sequence[int] = ALL_STAGES,
         *,
-        weights: str | os.PathLike[str] | None = None,
+        weights: WeightsLike | None = None,
         **options: Unpack[Options],
     ) -> None:
         config = resolve_config(variant, VARIANTS, ALIASES)

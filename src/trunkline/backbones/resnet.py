@@ -18,7 +18,6 @@ Legend: N images, C channels, H and W of the image.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from trunkline.backbones.layers import Layers
 from trunkline.backbones.options import (
     ALL_STAGES,
     Options,
+    WeightsLike,
     check_blocks,
     check_integers,
     choose_weights,
@@ -274,7 +274,7 @@ class ResNet(Backbone):
         pretrained: bool = False,
         return_idx: Sequence[int] = ALL_STAGES,
         *,
-        weights: str | os.PathLike[str] | None = None,
+        weights: WeightsLike | None = None,
         groups: int | None = None,
         width_per_group: int | None = None,
         stem_widths: Sequence[int] | None = None,

@@ -9,8 +9,7 @@ backbone takes RGB; half precision is widened; fixed values that a format leaves
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.options import WeightsLike
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
@@ -133,9 +133,12 @@ class Read:
 
 def load_weights(
     backbone: Backbone,
-    source: str | os.PathLike[str],
+    source: WeightsLike,
     layout: str = "auto",
     *,
+    prefix: str | None = None,
+    channel_map: Sequence[int | None] | None = None,
+    check: bool = False,
     allow_noncommercial: bool = False,
     progress: Progress | None = None,
 ) -> LoadReport:
@@ -147,6 +150,11 @@ def load_weights(
         source: ``"default"``, a tag of the catalog, ``hf://owner/repo[/file][@revision]``, or the
             path of a file.
         layout: A name of ``trunkline.weights.layouts.LAYOUTS``; ``"auto"`` recognises it.
+        prefix: Where in the file the backbone is, such as ``"teacher.backbone."``; None finds it.
+        channel_map: For each input channel of the backbone, the channel of the file's stem that
+            feeds it, None for none; by default a rule for all pairs of numbers.
+        check: Run one image through the loaded network and warn of maps that are not finite, dead
+            or exploding.
         allow_noncommercial: Agree to licences that forbid commercial use.
         progress: Called while a file arrives; by default nothing is shown.
 
@@ -164,7 +172,8 @@ def load_weights(
     located = locate(
         backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
     )
-    read = read_for(backbone, located, read_checkpoint(located.path), layout)
+    checkpoint = read_checkpoint(located.path)
+    read = read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
     return adopt(backbone, read)
 
 
@@ -181,7 +190,13 @@ def adopt(backbone: Backbone, read: Read) -> LoadReport:
 
 
 def read_for(
-    backbone: Backbone, located: Located, checkpoint: Checkpoint, layout: str = "auto"
+    backbone: Backbone,
+    located: Located,
+    checkpoint: Checkpoint,
+    layout: str = "auto",
+    *,
+    prefix: str | None = None,
+    channel_map: Sequence[int | None] | None = None,
 ) -> Read:
     """Understand a file as the weights of a backbone, which is not touched.
 

@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 import trunkline
 from trunkline.backbones.backbone import Architecture, Backbone
-from trunkline.backbones.options import CUSTOM, BackboneOptions
+from trunkline.backbones.options import CUSTOM, LOADING, BackboneOptions
 from trunkline.errors import (
     CheckpointError,
     ConfigError,
@@ -100,7 +100,8 @@ def _statement(backbone: Backbone, license_: str | None) -> Statement:
 
 def _config(backbone: Backbone, statement: Statement) -> dict[str, Any]:
     options = asdict(backbone.options)
-    del options["allow_noncommercial"]  # nobody agrees to a licence for the next one
+    for word in LOADING:  # of the file that was read: the next is another one
+        del options[word]
     return {
         "library": "trunkline",
         "format": FORMAT,
