@@ -1,4 +1,4 @@
-"""Checkpoint files of every upstream → plainly named tensors; no code in a file is ever run.
+"""Checkpoint files of every upstream → tensors by name; no code in a file is ever run.
 
 ``read_checkpoint`` goes by what is in a file, not by its suffix:
 
@@ -22,7 +22,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -32,7 +34,7 @@ from trunkline.outputs import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
-from trunkline.weights.reading.unwrapping import Leaf, check_names, scalars, unwrap
+from trunkline.weights.reading.unwrapping import Leaf, check_names, flatten, scalars
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
@@ -61,11 +63,17 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
-        tensors: By their plain names, on the CPU, in the file's dtypes; views of the file.
-        format: ``"safetensors"``, ``"torch-zip"``, ``"torch-legacy"`` or ``"numpy-pickle"``.
-        container: The keys that led to them, such as ``"ema.module"``; "" for none.
-        prefix: What was taken off the names, such as ``"module.backbone."``.
-        notes: What the reader decided or left aside, one sentence each.
+        tensors: On the CPU, in the file's dtypes; views of the file. As it was read, all that it
+            holds, each by the keys that lead to it joined by dots, such as
+            ``"state_dict.module.backbone.conv1.weight"``. Once a backbone was found in it, that
+            backbone's, by their plain names.
+        format: ``"safetensors"``, ``"torch-zip"``, ``"torch-legacy"``, ``"numpy-pickle"`` or
+            ``"memory"``.
+        containers: The dictionaries that hold tensors, as beginnings of names; "" for the outermost.
+        others: Container → its entries that are no tensors.
+        container: Where the backbone was found, such as ``"ema.module"``; "" for at the top.
+        prefix: What was taken off its names besides, such as ``"module.backbone."``.
+        notes: What was decided or left aside, one sentence each.
         metadata: Of safetensors; of other formats the numbers and short texts beside the
             container, such as ``epoch``, ``arch`` or detectron2's ``__author__``.
         sha256: Of the whole file, where it was asked for, else "".
@@ -73,6 +81,8 @@ class Checkpoint:
 
     tensors: dict[str, Tensor] = field(repr=False)
     format: str
+    containers: tuple[str, ...] = ("",)
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     container: str = ""
     prefix: str = ""
     notes: tuple[str, ...] = ()
@@ -80,18 +90,15 @@ class Checkpoint:
     sha256: str = ""
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str], *, prefer_ema: bool = True, hashed: bool = False
-) -> Checkpoint:
-    """Read the tensors of a checkpoint, without running anything that is in it.
+def read_checkpoint(path: str | os.PathLike[str], *, hashed: bool = False) -> Checkpoint:
+    """Read the tensors of a checkpoint, all of them, without running anything that is in it.
 
     Args:
         path: The file. What it is, is seen from its content.
-        prefer_ema: Of weights as trained and weights averaged over training, take the averaged.
         hashed: Give the file's sha256 too, which reads it once more.
 
     Returns:
-        The tensors by their plain names, and how they were found.
+        The tensors by the keys that lead to them.
 
     Raises:
         WeightsNotFoundError: There is no such file.
@@ -100,12 +107,12 @@ def read_checkpoint(
 
     Example:
         >>> checkpoint = read_checkpoint("resnet50.pth")  # doctest: +SKIP
-        >>> checkpoint.format, checkpoint.container  # doctest: +SKIP
-        ('torch-zip', 'state_dict')
+        >>> checkpoint.format, checkpoint.containers  # doctest: +SKIP
+        ('torch-zip', ('state_dict.',))
     """
     path = Path(path)
     with naming(path):
-        return _read(path, prefer_ema=prefer_ema, hashed=hashed)
+        return _read(path, hashed=hashed)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -140,7 +147,7 @@ def _sha256(path: Path) -> str:
         raise CheckpointError(f"cannot be read: {error.strerror}.") from error
 
 
-def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
+def _read(path: Path, *, hashed: bool) -> Checkpoint:
     data = _mapped(path)
     _refuse_foreign(data)
     root: object
@@ -150,22 +157,64 @@ def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
     else:
         kind, root = _read_pickled(data)
         metadata = scalars(root)
-    found = unwrap(root, prefer_ema=prefer_ema)
-    _check_claims(found.leaves, data.nbytes)
+    tree = flatten(root)
+    _check_claims(tree.leaves, data.nbytes)
     tensors = {
         name: leaf.tensor() if isinstance(leaf, Array) else leaf
-        for name, leaf in found.leaves.items()
+        for name, leaf in tree.leaves.items()
     }
     _release(data)
     return Checkpoint(
         tensors=tensors,
         format=kind,
-        container=found.container,
-        prefix=found.prefix,
-        notes=(*found.notes, *_dtype_notes(tensors)),
+        containers=tree.containers,
+        others=tree.others,
         metadata=metadata,
         sha256=_sha256(path) if hashed else "",
     )
+
+
+def held_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
+    """Return tensors that are in memory as what a file would hold.
+
+    Args:
+        state: A state dict, or what training scripts put one into. Arrays of NumPy are welcome.
+
+    Raises:
+        CheckpointError: It holds no tensors.
+    """
+    tree = flatten(_plain(state, {}))
+    return Checkpoint(
+        tensors={name: _whole(leaf) for name, leaf in tree.leaves.items()},
+        format="memory",
+        containers=tree.containers,
+        others=tree.others,
+        metadata=scalars(dict(state)),
+    )
+
+
+def _plain(value: Any, made: dict[int, Any]) -> Any:
+    """Return containers as plain dictionaries and arrays as tensors, each object once."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, list | tuple):
+        return [_plain(inner, made) for inner in value if isinstance(inner, Mapping)]
+    if not isinstance(value, Mapping):
+        return value
+    if id(value) not in made:  # it may hold itself
+        made[id(value)] = {}
+        made[id(value)].update({key: _plain(inner, made) for key, inner in value.items()})
+    return made[id(value)]
+
+
+def _whole(leaf: Leaf) -> Tensor:
+    """Return a tensor of memory as a plain one on the CPU; what is spread over devices is joined."""
+    tensor = leaf.tensor() if isinstance(leaf, Array) else leaf.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    if tensor.is_meta:
+        raise CheckpointError("holds tensors on the meta device, which have no numbers.")
+    return tensor.as_subclass(Tensor).cpu()
 
 
 def _check_file(path: Path) -> None:
@@ -285,14 +334,3 @@ def _check_claims(leaves: Mapping[str, Leaf], file_bytes: int) -> None:
             f"claims {claimed} bytes of tensors in {file_bytes} bytes: the same numbers again and "
             "again. No network needs that."
         )
-
-
-def _dtype_notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    unusual: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            unusual[tensor.dtype] = unusual.get(tensor.dtype, 0) + 1
-    return tuple(
-        f"{str(dtype).removeprefix('torch.')} kept: {count} tensors"
-        for dtype, count in unusual.items()
-    )

@@ -25,8 +25,9 @@ from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
-from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
+from trunkline.weights.matching import Match, check_norm, norm_kind
 from trunkline.weights.numbers import check_kinds, quantized, unsound
+from trunkline.weights.searching import find
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
@@ -220,7 +221,7 @@ def read_for(
     try:
         if layout in LAYOUTS:
             check_norm(backbone, LAYOUTS[layout])
-        match = recognise(backbone, checkpoint.tensors, layout)
+        checkpoint, match = find(backbone, checkpoint, layout, prefix)
     except WeightsMismatchError as error:
         hint = quantized(checkpoint.tensors)
         raise _refused(error, backbone, located, checkpoint, hint) from error

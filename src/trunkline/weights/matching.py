@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,12 @@ from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, 
 
 SHOWN = 10  # names of a long list that an error prints
 _CLASSIFIER_NAMES = (f"{CLASSIFIER}weight", f"{CLASSIFIER}bias")
+BESIDE = "beside the backbone, no part of it"
+# Tensors of such modules next to a stem and its stages may change what they compute: a filter in
+# the pool, a second stem, one stage more.
+_PARTS = re.compile(
+    r"((conv|bn|norm|relu|act|prelu|maxpool|pool|layer|stage|res|block|level|s)_?\d*|downsample)"
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,14 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     used = {name.upstream for name in found.values()}
     left = {short: full for short, full in spelled.items() if full not in used}
     left.update({full: full for full in tensors.keys() - set(spelled.values())})  # two alike
+    own = own_parts(layout, backbone.architecture)
     head = classifier_names(layout, backbone.architecture)
     reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
     beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
     reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
-    dropped, unexpected = _explain(layout, left, reasons, counts=any(map(_is_counter, wanted)))
+    dropped, unexpected = _explain(
+        layout, left, reasons, own, counts=any(map(_is_counter, wanted))
+    )
     lacking += [names[native].upstream for native in absent if not _is_counter(native)]
     return Match(
         layout=layout,
@@ -98,7 +108,12 @@ def _held(names: Mapping[str, Name], spelled: Mapping[str, str]) -> dict[str, Na
 
 
 def _explain(
-    layout: Layout, left: Mapping[str, str], reasons: Mapping[str, str], *, counts: bool
+    layout: Layout,
+    left: Mapping[str, str],
+    reasons: Mapping[str, str],
+    own: Collection[str],
+    *,
+    counts: bool,
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """Sort what is left over into what has a reason, by reason, and what has none."""
     dropped: dict[str, list[str]] = {}
@@ -108,10 +123,21 @@ def _explain(
         if reason is None and _is_counter(short):
             reason = None if counts else "frozen norms count no batches"
         if reason is None:
+            part = short.partition(".")[0]
+            inside = part in own or _PARTS.fullmatch(part)
+            reason = None if inside else BESIDE
+        if reason is None:
             unexpected.append(full)
         else:
             dropped.setdefault(reason, []).append(full)
     return {reason: tuple(sorted(names)) for reason, names in dropped.items()}, unexpected
+
+
+@cache
+def own_parts(layout: Layout, architecture: Architecture) -> tuple[str, ...]:
+    """Return what a layout's names of a network begin with, in order: all else stands beside it."""
+    names = layout.names(architecture, native_shapes(architecture))
+    return tuple(dict.fromkeys(name.upstream.partition(".")[0] for name in names.values()))
 
 
 def classifier_names(layout: Layout, architecture: Architecture) -> dict[str, Name]:
@@ -163,57 +189,59 @@ def native_shapes(architecture: Architecture) -> dict[str, Tensor]:
         return dict(Backbone(architecture, norm=NormStandIn).state_dict())
 
 
-def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto") -> Match:
-    """Find the layout of a file, or hold it against the one that was asked for.
+def survey(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto") -> list[Match]:
+    """Hold tensors against what a backbone needs, under every layout that they could have.
 
     Args:
         backbone: What the file is for.
-        tensors: What the file holds.
+        tensors: A part of what the file holds, by names without wrappers.
         layout: A name of ``LAYOUTS``, or ``"auto"``.
 
-    Returns:
-        A match with nothing missing and nothing unexplained.
-
     Raises:
-        UnknownLayoutError: No layout fits, or several fit with different meanings.
-        WeightsMismatchError: The layout is clear, but names are missing or left over.
+        WeightsMismatchError: The layout that was asked for has no such network.
     """
     if layout != "auto":
         chosen = get_layout(layout)
         if not chosen.applies(backbone.architecture):
             raise WeightsMismatchError(
-                f"{chosen.title} has no {_spoken(backbone)}; layouts that have it: "
+                f"{chosen.title} has no {spoken(backbone)}; layouts that have it: "
                 f"{', '.join(known.name for known in layouts_for(backbone.architecture))}."
             )
-        return _complete(backbone, match_layout(backbone, tensors, chosen), tensors)
-    kind = norm_kind(backbone)
-    matches = [
-        match_layout(backbone, tensors, known)
-        for known in layouts_for(backbone.architecture)
-        if _fits_norm(known, kind) and _opens(backbone, tensors, known)
-    ]
+        return [match_layout(backbone, tensors, chosen)]
+    possible = possible_layouts(backbone)
+    # A look at the stem before the match; perhaps nothing else but it is missing.
+    opening = [known for known in possible if _opens(backbone, tensors, known)]
+    return [match_layout(backbone, tensors, known) for known in opening or possible]
+
+
+def settled(matches: Sequence[Match], *, asked: bool = False) -> Match | None:
+    """Return the match among several that is complete; None where none is.
+
+    Args:
+        matches: Of the same tensors.
+        asked: Their layout was asked for.
+
+    Raises:
+        UnknownLayoutError: Several are, with different meanings, or one that must be asked for.
+    """
     fitting = [match for match in matches if match.complete]
     free = [match for match in fitting if not match.layout.told]
     if fitting and not free:
+        if asked:
+            return fitting[0]
         raise UnknownLayoutError(f"{fitting[0].layout.told}.")
     if free and all(_same(match, free[0]) for match in free):
         return free[0]
     if free:
         names = ", ".join(match.layout.name for match in free)
         raise UnknownLayoutError(f"these names fit several layouts: {names}. Say layout=NAME.")
-    if not matches:  # perhaps nothing but the stem is missing
-        matches = [
-            match_layout(backbone, tensors, known)
-            for known in layouts_for(backbone.architecture)
-            if _fits_norm(known, kind)
-        ]
-    best = max(matches, key=lambda match: match.num_held, default=None)
-    if best is None or len(best.missing) > best.num_held:
-        raise UnknownLayoutError(
-            f"no layout of {_spoken(backbone)} has names such as "
-            f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."
-        )
-    return _complete(backbone, best, tensors)
+    return None
+
+
+def possible_layouts(backbone: Backbone) -> list[Layout]:
+    """Return the layouts that have such a network with such norms."""
+    kind = norm_kind(backbone)
+    return [known for known in layouts_for(backbone.architecture) if _fits_norm(known, kind)]
 
 
 def check_norm(backbone: Backbone, layout: Layout) -> None:
@@ -285,14 +313,25 @@ def _size(shape: torch.Size) -> str:
     return "×".join(map(str, shape)) or "a scalar"
 
 
-def _complete(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]) -> Match:
-    if match.complete:
-        return match
-    parts = [f"the file does not fit {_spoken(backbone)} as {match.layout.title} names it."]
+def refusal(
+    backbone: Backbone, match: Match, tensors: Mapping[str, Tensor], where: str = ""
+) -> WeightsMismatchError:
+    """Return the error that lists all that does not fit.
+
+    Args:
+        backbone: What the file is for.
+        match: The best that was found.
+        tensors: Those that it speaks of.
+        where: In the file, "" for at its top.
+    """
+    found = f", which was found at {where!r}" if where else ""
+    parts = [
+        f"the file does not fit {spoken(backbone)} as {match.layout.title} names it{found}."
+    ]
     parts += listed("Missing", match.missing)
     parts += listed("Left over", match.unexpected)
     parts += listed("Of another shape", wrong_shapes(backbone, match, tensors))
-    raise WeightsMismatchError(" ".join(parts))
+    return WeightsMismatchError(" ".join(parts))
 
 
 def listed(title: str, names: Sequence[str]) -> list[str]:
@@ -303,5 +342,6 @@ def listed(title: str, names: Sequence[str]) -> list[str]:
     return [f"{title}: {len(names)} ({'; '.join(sorted(names)[:SHOWN])}{more})."]
 
 
-def _spoken(backbone: Backbone) -> str:
+def spoken(backbone: Backbone) -> str:
+    """Return what to call a backbone in a sentence."""
     return backbone.variant or "this network"

@@ -1,0 +1,474 @@
+"""Where in a file a backbone is: at its top, or inside anything.
+
+A file holds a backbone wherever all of its names stand behind one prefix: the keys of containers,
+the attributes of the model that it was a part of. Every such place is looked up by a few of the
+backbone's own names, and held against it there. Words of wrappers (``module``, ``_orig_mod``, …)
+are taken out of names wherever they stand.
+
+Where several places fit with different numbers, a convention decides if there is one:
+
+* weights averaged over training (EMA, SWA) before those as trained; of pycls's ``model_state`` and
+  ``ema_state`` those with the lower error, as pycls does itself;
+* the query encoder before the key encoder, an online network before its target, as what was
+  trained by gradients;
+* the teacher before the student, as DINO and mean teachers evaluate.
+
+Else nobody knows what is meant, and the caller says ``prefix``.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from trunkline.backbones.backbone import Backbone
+from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.weights.checkpoint import Checkpoint
+from trunkline.weights.layouts import get_layout
+from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
+from trunkline.weights.matching import (
+    Match,
+    own_parts,
+    possible_layouts,
+    refusal,
+    settled,
+    spoken,
+    stem_weight,
+    survey,
+    wrong_shapes,
+)
+from trunkline.weights.reading.unwrapping import listed
+
+_WRAPPERS = (
+    "module",  # DataParallel and its kin; SWA's AveragedModel
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning Fabric
+)
+_WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
+_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc)?|fc|classifier(\.\d+)?)\.(weight|bias))")
+_COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
+_MOMENTUM = "_momentum"  # Caffe2 keeps the optimizer's state among the weights
+
+_EMA = (
+    *("state_dict_ema", "model_ema", "ema", "ema_state", "ema_model", "ema_state_dict"),
+    *("model_ema_state_dict", "ema_weights", "swa_model", "averaged_model", "avg_model"),
+)
+_PREFERENCES = (  # (what is taken, what is left where both are there)
+    ("encoder_q", "encoder_k"),
+    ("base_encoder", "momentum_encoder"),
+    ("encoder", "momentum_encoder"),
+    ("encoder", "encoder_k"),
+    ("encoder", "encoder_m"),
+    ("encoder", "target_encoder"),
+    ("backbone", "momentum_backbone"),
+    ("backbone", "backbone_momentum"),
+    ("backbone", "backbone_k"),
+    ("backbone", "target_backbone"),
+    ("backbone", "teacher_backbone"),
+    ("online_encoder", "target_encoder"),
+    ("online_network", "target_network"),
+    ("online_net", "target_net"),
+    ("online_backbone", "target_backbone"),
+    ("online", "target"),
+    ("q_encoder", "k_encoder"),
+    ("query_encoder", "key_encoder"),
+    ("teacher", "student"),
+    ("teacher_model", "student_model"),
+    ("teacher_backbone", "student_backbone"),
+)
+_LANDMARKS = 5  # names of a backbone that are looked for, spread over it
+_MOST_PLACES = 64  # that are held against it, the fullest first
+_SHARE = 0.3  # of a backbone's tensors: less behind a prefix is not looked at
+
+
+@dataclass(frozen=True)
+class Place:
+    """The tensors behind one prefix, without it.
+
+    Attributes:
+        prefix: What is in front of their names, wrappers taken out; "" or with a dot behind.
+        tensors: By the names that are left.
+        layout: The one layout that they may have; None for any.
+        notes: What was done to their names, in sentences.
+    """
+
+    prefix: str
+    tensors: dict[str, Tensor]
+    layout: Layout | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Names:
+    """All names of a file without the words of wrappers, to be looked up by their beginnings."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        plain = {name: _WRAPPED.sub("", name) for name in tensors}
+        bare = {name for name, clean in plain.items() if name == clean}
+        taken = set(bare)
+        self.tensors: dict[str, Tensor] = {}
+        self.training: list[str] = []  # state of training that lies among the weights
+        for name, clean in plain.items():
+            if name not in bare:  # of two tensors one keeps its wrapper
+                clean = name if clean in taken else clean
+                taken.add(clean)
+            leaf = clean.rpartition(".")[2]
+            of_training = leaf in _COUNTERS or (
+                clean.endswith(_MOMENTUM) and clean.removesuffix(_MOMENTUM) in plain
+            )
+            if of_training and not tensors[name].is_meta:
+                self.training.append(clean)
+            else:
+                self.tensors[clean] = tensors[name]
+        self._sorted = sorted(self.tensors)
+        self._heads: list[str] | None = None
+        self._order = {name: n for n, name in enumerate(self.tensors)}
+
+    def _span(self, prefix: str) -> tuple[int, int]:
+        if not prefix:
+            return 0, len(self._sorted)
+        after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        return bisect_left(self._sorted, prefix), bisect_left(self._sorted, after)
+
+    def count(self, prefix: str) -> int:
+        """Return how many names begin so."""
+        low, high = self._span(prefix)
+        return high - low
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names begin so, by the rest of these, in the file's order."""
+        low, high = self._span(prefix)
+        found = sorted(self._sorted[low:high], key=self._order.__getitem__)
+        return {n[len(prefix) :]: self.tensors[n] for n in found if n != prefix}
+
+    def heads_in(self, prefix: str) -> list[str]:
+        """Return the names of a linear classifier right behind a prefix."""
+        if self._heads is None:
+            self._heads = [n for n in self.tensors if "head" in n or "fc." in n or "classifier" in n]
+        return [
+            n for n in self._heads if n.startswith(prefix) and _CLASSIFIER.fullmatch(n[len(prefix) :])
+        ]
+
+    def first(self, prefix: str) -> int:
+        """Return where in the file the first such name stands."""
+        low, high = self._span(prefix)
+        return min(map(self._order.__getitem__, self._sorted[low:high]), default=0)
+
+
+def find(
+    backbone: Backbone, checkpoint: Checkpoint, layout: str = "auto", prefix: str | None = None
+) -> tuple[Checkpoint, Match]:
+    """Find a backbone in what a file holds.
+
+    Args:
+        backbone: What is looked for.
+        checkpoint: All that the file holds.
+        layout: A name of ``LAYOUTS``, or ``"auto"``.
+        prefix: Where it is, with or without a dot behind; a part of the way that only one place
+            has is enough. None looks everywhere.
+
+    Returns:
+        The backbone's tensors by their plain names, with notes on where they were and what stands
+        beside them; and which of them belongs where.
+
+    Raises:
+        UnknownLayoutError: No place has such names, or they are those of several layouts.
+        WeightsMismatchError: The best place lacks tensors, or has more; or several are complete
+            and differ; or there is nothing at ``prefix``.
+    """
+    names = Names(checkpoint.tensors)
+    asked = layout != "auto"
+    layouts = [get_layout(layout)] if asked else possible_layouts(backbone)
+    places = _places(backbone, names, checkpoint, layouts)
+    if prefix is not None:
+        places = _at(prefix, places, backbone)
+    fitting: list[tuple[Place, Match]] = []
+    closest: tuple[Place, Match] | None = None
+    unclear: UnknownLayoutError | None = None
+    for place in places:
+        matches = survey(backbone, place.tensors, place.layout.name if place.layout else layout)
+        sound = [m for m in matches if not wrong_shapes(backbone, m, place.tensors)]
+        try:
+            match = settled(sound, asked=asked)
+        except UnknownLayoutError as error:
+            unclear = unclear or error
+            continue
+        if match is not None:
+            fitting.append((place, match))
+        best = max(matches, key=lambda one: one.num_held, default=None)
+        if best is not None and (closest is None or best.num_held > closest[1].num_held):
+            closest = place, best
+    if fitting:
+        place, match, said = _chosen(fitting, checkpoint, backbone)
+        return _narrowed(checkpoint, names, place, said), match
+    if unclear is not None:
+        raise unclear
+    if closest is None or len(closest[1].missing) > closest[1].num_held:
+        raise UnknownLayoutError(
+            f"no layout of {spoken(backbone)} has names such as "
+            f"{', '.join(sorted(checkpoint.tensors)[:3]) or '(the file holds no tensor)'}."
+        )
+    place, match = closest
+    raise refusal(backbone, match, place.tensors, place.prefix.removesuffix("."))
+
+
+def _places(
+    backbone: Backbone, names: Names, checkpoint: Checkpoint, layouts: Sequence[Layout]
+) -> list[Place]:
+    """Return where in a file a backbone could be, as the file has them."""
+    wanted = backbone.state_dict()
+    landmarks = _landmarks(backbone, wanted)
+    least = _SHARE * sum(not name.endswith(BATCH_COUNTER) for name in wanted)
+    found: dict[tuple[str, Layout | None], None] = {}
+    for layout in layouts:
+        if not layout.applies(backbone.architecture):
+            found[("", layout)] = None  # it is told so
+            continue
+        marks = [name.upstream for name in layout.names(backbone.architecture, landmarks).values()]
+        found.update({(prefix, None): None for prefix in _before(names.tensors, marks)})
+        found.update({(prefix, layout): None for prefix in _numbered(names.tensors, marks)})
+        if layout.respell:
+            for container in checkpoint.containers:
+                prefix = _WRAPPED.sub("", container)
+                if not {layout.respelled(n) for n in names.under(prefix)}.isdisjoint(marks):
+                    found[(prefix, None)] = None
+    counted = {at: names.count(at[0]) for at in found}
+    fullest = sorted(found, key=lambda at: -counted[at])[:_MOST_PLACES]
+    kept = [at for at in fullest if counted[at] >= least]
+    places = []
+    for prefix, layout in sorted(kept, key=lambda at: (names.first(at[0]), len(at[0]))):
+        place = Place(prefix, names.under(prefix), layout)
+        if layout is not None and layout.applies(backbone.architecture):
+            place = _renamed(place, layout, backbone)
+        places.append(_with_stem(place))
+    return places
+
+
+def _landmarks(backbone: Backbone, wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return a few convolutions spread over a backbone, the stem's first."""
+    weights = [name for name, tensor in wanted.items() if tensor.ndim == 4]
+    step = max(len(weights) // _LANDMARKS, 1)
+    return list(dict.fromkeys((stem_weight(backbone.architecture), *weights[::step], weights[-1])))
+
+
+def _before(names: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
+    """Return what stands in front of landmarks."""
+    ends = tuple(marks)
+    for name in names:
+        if name.endswith(ends):
+            for mark in marks:
+                if name.endswith(mark) and (len(name) == len(mark) or name[-len(mark) - 1] == "."):
+                    yield name[: -len(mark)]
+
+
+def _numbered(names: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
+    """Return what stands in front of landmarks whose first word is a number.
+
+    ``nn.Sequential(*network.children())`` numbers the children: ``4.0.conv1.weight``.
+    """
+    rests = [rest for mark in marks if (rest := mark.partition(".")[2]).count(".") > 1]
+    ends = tuple(f".{rest}" for rest in rests)
+    for name in names:
+        if not name.endswith(ends):
+            continue
+        for end in ends:
+            before, _, number = name.removesuffix(end).rpartition(".")
+            if name.endswith(end) and number.isdecimal():
+                yield f"{before}." if before else ""
+
+
+def _renamed(place: Place, layout: Layout, backbone: Backbone) -> Place:
+    """Give numbered children the names that they have in their network."""
+    parts = own_parts(layout, backbone.architecture)
+    numbers = sorted({n for n in (name.partition(".")[0] for name in place.tensors) if n.isdecimal()}, key=int)
+    called = dict(zip(numbers, parts, strict=False))
+    tensors = {}
+    for name, tensor in place.tensors.items():
+        number, dot, rest = name.partition(".")
+        tensors[called.get(number, number) + dot + rest] = tensor
+    said = ", ".join(f"{number} is {part}" for number, part in called.items())
+    return replace(place, tensors=tensors, notes=(f"Children are numbered: {said}.",))
+
+
+def _with_stem(place: Place) -> Place:
+    """Give the stem its names where it was put into a module of its own, ``layer0``."""
+    if "layer0.0.weight" not in place.tensors or "conv1.weight" in place.tensors:
+        return place
+    called = {"layer0.0.": "conv1.", "layer0.1.": "bn1."}
+    tensors = {
+        next((new + n[len(old) :] for old, new in called.items() if n.startswith(old)), n): tensor
+        for n, tensor in place.tensors.items()
+    }
+    return replace(place, tensors=tensors, notes=(*place.notes, "The stem was in layer0."))
+
+
+def _at(prefix: str, places: Sequence[Place], backbone: Backbone) -> list[Place]:
+    """Return the places that a caller means.
+
+    Raises:
+        WeightsMismatchError: There is none; those that there are, are named.
+    """
+    asked = _WRAPPED.sub("", f"{prefix.strip('.')}.").strip(".")
+    exact = [place for place in places if place.prefix.strip(".") == asked]
+    found = exact or [place for place in places if f".{asked}." in f".{place.prefix}"]
+    if not found:
+        there = listed(repr(place.prefix.removesuffix(".")) for place in places)
+        raise WeightsMismatchError(
+            f"no {spoken(backbone)} is at prefix={prefix!r}; something like it is at: {there}."
+        )
+    return found
+
+
+def _chosen(
+    fitting: Sequence[tuple[Place, Match]], checkpoint: Checkpoint, backbone: Backbone
+) -> tuple[Place, Match, tuple[str, ...]]:
+    """Return the place that is meant, and why where there are several."""
+    distinct: list[tuple[Place, Match]] = []
+    for place, match in fitting:
+        if not any(_same_numbers(place, match, *known) for known in distinct):
+            distinct.append((place, match))
+    said: list[str] = []
+    left = _best_average([place for place, _ in distinct], checkpoint, said)
+    for taken, other in _PREFERENCES:
+        if any(_goes_by(place, taken) for place in left):
+            rest = [p for p in left if _goes_by(p, taken) or not _goes_by(p, other)]
+            if len(rest) < len(left):
+                said.append(f"{taken} was taken, and {other} left: prefix={other!r} takes that")
+            left = rest
+    if len(left) > 1:
+        there = " and ".join(f"prefix={place.prefix.removesuffix('.')!r}" for place in left)
+        raise WeightsMismatchError(
+            f"the file holds {len(left)} networks that are {spoken(backbone)} and differ; say "
+            f"which: {there}."
+        )
+    place, match = next(pair for pair in distinct if pair[0] is left[0])
+    return place, match, tuple(said)
+
+
+def _goes_by(place: Place, word: str) -> bool:
+    return word in place.prefix.split(".")
+
+
+def _same_numbers(place: Place, match: Match, other: Place, known: Match) -> bool:
+    pairs = (
+        (place.tensors[name.upstream], other.tensors[known.found[native].upstream])
+        for native, name in match.found.items()
+        if native in known.found and not native.endswith(BATCH_COUNTER)
+    )
+    return all(one is two or (one.shape == two.shape and torch.equal(one, two)) for one, two in pairs)
+
+
+def _best_average(
+    places: list[Place], checkpoint: Checkpoint, said: list[str]
+) -> list[Place]:
+    """Of weights as trained and weights averaged over training, keep the averaged."""
+    averaged = {id(p): word for p in places for word in _EMA if _goes_by(p, word)}
+    plain = [place for place in places if id(place) not in averaged]
+    if not averaged:
+        return places
+    word = next(iter(averaged.values()))
+    if not plain:
+        said.append(f"EMA weights ({word}): the file has no others")
+        return places
+    if word == "ema_state" and any(_goes_by(place, "model_state") for place in plain):
+        raw, average = (_error(checkpoint, key) for key in ("test_err", "ema_err"))
+        better = "ema_state" if average < raw else "model_state"
+        said.append(
+            f"{better} was taken, as pycls does: test_err {raw:g}, ema_err {average:g} "
+            "(100 where the file has none)"
+        )
+        return [place for place in places if _goes_by(place, better)]
+    other = plain[0].prefix.partition(".")[0]
+    said.append(f"EMA weights ({word}) were preferred over {other or 'those at the top'}")
+    return [place for place in places if id(place) in averaged]
+
+
+def _error(checkpoint: Checkpoint, key: str) -> float:
+    try:
+        return float(checkpoint.metadata.get(key, 100))
+    except ValueError:
+        return 100.0
+
+
+def _narrowed(
+    checkpoint: Checkpoint, names: Names, place: Place, said: tuple[str, ...]
+) -> Checkpoint:
+    """Return what a file holds of one backbone, its classifier with it, and say what it leaves."""
+    tensors = dict(place.tensors)
+    head = _classifier_above(names, place)
+    tensors |= {name: names.tensors[full] for name, full in head.items()}
+    container = max(
+        (c for c in map(_clean, checkpoint.containers) if place.prefix.startswith(c)), key=len
+    )
+    taken = set(head.values())
+    beside = Counter(
+        _branch(name, place.prefix)
+        for name in names.tensors
+        if not name.startswith(place.prefix) and name not in taken
+    )
+    notes = [*said, *place.notes]
+    if beside:
+        shown = listed(f"{part} {count}" for part, count in beside.items())
+        notes.append(
+            f"only the {len(tensors)} tensors under {place.prefix} were taken, "
+            f"{beside.total()} others were left aside ({shown})"
+        )
+    if names.training:
+        notes.append(f"left out, for they are the state of training: {listed(names.training)}")
+    if others := checkpoint.others.get(container):
+        notes.append(f"left out, for they are no tensors: {listed(others)}")
+    return replace(
+        checkpoint,
+        tensors=tensors,
+        container=container.removesuffix("."),
+        prefix=place.prefix[len(container) :],
+        notes=(*checkpoint.notes, *notes, *_dtype_notes(tensors)),
+    )
+
+
+def _clean(name: str) -> str:
+    return _WRAPPED.sub("", name)
+
+
+def _classifier_above(names: Names, place: Place) -> dict[str, str]:
+    """Return a classifier's names that stand beside a backbone and not in it: plain → in the file.
+
+    ``backbone.conv1.weight`` goes with ``head.fc.weight``.
+    """
+    found: dict[str, str] = {}
+    above = place.prefix
+    while above:
+        above = above[: above[:-1].rfind(".") + 1]
+        for name in names.heads_in(above):
+            short = name[len(above) :]
+            if short not in place.tensors and not name.startswith(place.prefix):
+                found.setdefault(short, name)
+    return found
+
+
+def _branch(name: str, prefix: str) -> str:
+    """Return where a name leaves the way to a prefix."""
+    parts, way = name.split("."), prefix.split(".")
+    same = 0
+    while same < min(len(parts), len(way)) and parts[same] == way[same]:
+        same += 1
+    return ".".join(parts[: same + 1])
+
+
+def _dtype_notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    unusual = Counter(
+        tensor.dtype
+        for tensor in tensors.values()
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    )
+    return tuple(
+        f"{str(dtype).removeprefix('torch.')} kept: {count} tensors"
+        for dtype, count in unusual.items()
+    )
