@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trunkline import Backbone, create_backbone
+from trunkline.weights.checkpoint import Checkpoint
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.layout import Layout
-from trunkline.weights.matching import native_shapes, stage_of
+from trunkline.weights.matching import Match, native_shapes, stage_of
+from trunkline.weights.searching import find
 from trunkline.zoo import variant_config
 
 Tensors = Mapping[str, Tensor]
@@ -144,3 +146,8 @@ def described_tensors(variant: str, layout: str) -> dict[str, Tensor]:
         name: torch.empty(shape, dtype=dtype_of(name), device="meta")
         for name, shape in shapes_under(variant, layout)
     }
+
+
+def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto") -> Match:
+    """Find a backbone among tensors as in a file that holds them at its top."""
+    return find(backbone, Checkpoint(tensors=dict(tensors), format="memory"), layout)[1]

@@ -285,12 +285,14 @@ def test_a_pruned_backbone_takes_a_whole_file_and_says_what_it_left(
     upstream: str, variant: str, rest: tuple[str, ...]
 ) -> None:
     tensors = hollow_tensors(upstream, variant)
-    match = read(on_meta(variant, return_idx=(0, 1)), tensors).match
+    understood = read(on_meta(variant, return_idx=(0, 1)), tensors)
+    match, prefix = understood.match, understood.checkpoint.prefix
     left = {name for name in tensors if name.startswith(rest)}
-    assert set(match.dropped["in a stage that return_idx does not keep"]) == left
+    beyond = match.dropped["in a stage that return_idx does not keep"]
+    assert {prefix + name for name in beyond} == left
     assert len(match.dropped["classifier, not part of a backbone"]) == 2
     assert len(match.dropped) == 2
-    assert {name.upstream for name in match.found.values()} == set(tensors) - left - {
+    assert {prefix + name.upstream for name in match.found.values()} == set(tensors) - left - {
         name.upstream for name in match.head.values()
     }
     tensors[f"{rest[0]}unheard_of"] = torch.zeros(1)

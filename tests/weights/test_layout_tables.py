@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from upstream_files import hollow_tensors, on_meta
+from upstream_files import hollow_tensors, on_meta, recognise
 
 from trunkline import list_backbones
 from trunkline.errors import ConfigError, UnknownLayoutError
 from trunkline.weights.layouts import LAYOUTS, TARGETS, get_layout
 from trunkline.weights.layouts.layout import Layout, Rule
-from trunkline.weights.matching import native_shapes, recognise
+from trunkline.weights.matching import native_shapes
 from trunkline.zoo import variant_config
 
 # What each upstream calls a few tensors, written by hand from their sources.

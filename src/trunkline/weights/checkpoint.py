@@ -69,7 +69,7 @@ class Checkpoint:
             backbone's, by their plain names.
         format: ``"safetensors"``, ``"torch-zip"``, ``"torch-legacy"``, ``"numpy-pickle"`` or
             ``"memory"``.
-        containers: The dictionaries that hold tensors, as beginnings of names; "" for the outermost.
+        containers: The dictionaries that hold tensors, as beginnings of names; "" for the whole.
         others: Container → its entries that are no tensors.
         container: Where the backbone was found, such as ``"ema.module"``; "" for at the top.
         prefix: What was taken off its names besides, such as ``"module.backbone."``.
@@ -208,7 +208,7 @@ def _plain(value: Any, made: dict[int, Any]) -> Any:
 
 
 def _whole(leaf: Leaf) -> Tensor:
-    """Return a tensor of memory as a plain one on the CPU; what is spread over devices is joined."""
+    """Return a tensor as a plain one on the CPU; one that is spread over devices is joined."""
     tensor = leaf.tensor() if isinstance(leaf, Array) else leaf.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from trunkline.errors import (
 from trunkline.outputs import written_whole
 from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
-from trunkline.weights.identify import Candidate, candidate, candidates
-from trunkline.weights.layouts import LAYOUTS, TARGETS, layouts_for
+from trunkline.weights.identify import Candidate, candidates
+from trunkline.weights.layouts import LAYOUTS, TARGETS
 from trunkline.weights.layouts.layout import CLASSIFIER, Layout
 from trunkline.weights.loading import Read, read_for
 from trunkline.weights.lookalikes import computes_alike, lookalikes
@@ -173,7 +173,7 @@ def _identified(
                 "reads the folder that it is from."
             )
         return statement.variant
-    found = candidates(checkpoint.tensors)
+    found = candidates(checkpoint.tensors)  # anywhere in it
     whole = [one for one in found if one.whole and layout in ("auto", one.layout.name)]
     # A layout that must be asked for is that of a file only where no other one fits.
     whole = [one for one in whole if not one.layout.told] or whole
@@ -232,7 +232,8 @@ def _stand_in(
     located: Located, checkpoint: Checkpoint, variant: str, layout: str, act: str | None
 ) -> Backbone:
     """Return a network on the meta device that wants what the file should hold."""
-    needed = _norm_of(checkpoint, variant, located.layout or layout)
+    found = candidates(checkpoint.tensors, (variant,))
+    needed = _norm_of(found, located.layout or layout)
     norms: dict[str, Any] = {"frozen": FrozenBatchNorm2d, "group": "group"}
     with torch.device("meta"):
         return Backbone(
@@ -240,31 +241,28 @@ def _stand_in(
             variant=variant,
             norm=norms.get(needed, NormStandIn),
             act=act or "relu",
-            in_channels=_in_channels(checkpoint.tensors, variant),
+            in_channels=_in_channels(found),
         )
 
 
-def _norm_of(checkpoint: Checkpoint, variant: str, layout: str) -> str:
+def _norm_of(found: Sequence[Candidate], layout: str) -> str:
     """Return ``"frozen"`` or ``"group"`` where a file fits such norms only, else ``""``."""
     if layout in LAYOUTS:
         return LAYOUTS[layout].norm
-    for known in layouts_for(variant_config(variant)):
-        if known.norm and candidate(checkpoint.tensors, variant, known).whole:
-            return known.norm
-    return ""
+    return next((one.layout.norm for one in found if one.layout.norm and one.whole), "")
 
 
-def _in_channels(tensors: Mapping[str, Tensor], variant: str) -> int:
+def _in_channels(found: Sequence[Candidate]) -> int:
     """Return the stem's input channels of a file, three where no layout finds the stem."""
-    architecture = variant_config(variant)
+    if not found:
+        return 3
+    best = found[0]
+    architecture = variant_config(best.variant)
     first = stem_weight(architecture)
-    for layout in LAYOUTS.values():
-        if not layout.applies(architecture):
-            continue
-        stem = layout.names(architecture, [first])[first].upstream
-        for name, tensor in tensors.items():
-            if layout.respelled(name) == stem and tensor.ndim == 4:
-                return int(tensor.shape[1])
+    stem = best.layout.names(architecture, [first])[first].upstream
+    for name, tensor in best.place.tensors.items():
+        if best.layout.respelled(name) == stem and tensor.ndim == 4:
+            return int(tensor.shape[1])
     return 3
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
 from trunkline.backbones.backbone import Architecture
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
-from trunkline.weights.matching import classifier_names, native_shapes, stem_weight
+from trunkline.weights.matching import (
+    classifier_names,
+    is_inside,
+    native_shapes,
+    own_parts,
+    stem_weight,
+)
+from trunkline.weights.searching import Place, places_like
 from trunkline.zoo import list_backbones, variant_config
 
 
@@ -22,13 +30,15 @@ class Candidate:
         variant: The variant.
         layout: The layout.
         share: Tensors of the whole network that the file holds with the right shape, 0 to 1.
-        unexplained: Tensors of the file that the layout does not explain.
+        unexplained: Tensors within the network's own parts that the layout does not explain.
+        place: Where in the file.
     """
 
     variant: str
     layout: Layout
     share: float
     unexplained: int
+    place: Place
 
     @property
     def percent(self) -> int:
@@ -37,37 +47,49 @@ class Candidate:
 
     @property
     def whole(self) -> bool:
-        """Whether the file holds this network, all of it and nothing else."""
+        """Whether the place holds this network, all of it and no more."""
         return self.share == 1 and self.unexplained == 0
 
 
-def candidates(tensors: Mapping[str, Tensor]) -> list[Candidate]:
-    """Return every variant and layout that a file opens like, the best first.
+def candidates(tensors: Mapping[str, Tensor], variants: Sequence[str] = ()) -> list[Candidate]:
+    """Return every variant and layout that a place in a file opens like, the best first.
 
     Args:
-        tensors: What the file holds, without wrappers.
+        tensors: All that the file holds, by the keys that lead to them.
+        variants: Those to look for; none for all.
     """
+    architectures = {name: variant_config(name) for name in variants or list_backbones()}
     found = []
-    for layout in LAYOUTS.values():
-        file = _Spelled(tensors, layout)
-        for variant in list_backbones():
-            architecture = variant_config(variant)
-            if layout.applies(architecture) and file.opens(architecture):
-                found.append(file.score(variant, architecture))
+    for place in places_like(tensors, _stems(tuple(architectures.values()))):
+        for layout in LAYOUTS.values():
+            spelled = _Spelled(place, layout)
+            for variant, architecture in architectures.items():
+                if layout.applies(architecture) and spelled.opens(architecture):
+                    found.append(spelled.score(variant, architecture))
     return sorted(found, key=lambda c: (-c.share, c.unexplained))
 
 
-def candidate(tensors: Mapping[str, Tensor], variant: str, layout: Layout) -> Candidate:
-    """Return how much of one variant a file holds, under one layout that has it."""
-    return _Spelled(tensors, layout).score(variant, variant_config(variant))
+@cache
+def _stems(architectures: tuple[Architecture, ...]) -> tuple[str, ...]:
+    """Return what the stem's weight is called in any layout of any of the networks."""
+    return tuple(
+        dict.fromkeys(
+            layout.names(one, [first])[first].upstream
+            for one in architectures
+            for first in [stem_weight(one)]
+            for layout in LAYOUTS.values()
+            if layout.applies(one)
+        )
+    )
 
 
 class _Spelled:
     """A file's tensors as the rules of one layout spell their names, looked at once for all."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+    def __init__(self, place: Place, layout: Layout) -> None:
+        self._place = place
         self._layout = layout
-        self._tensors = {layout.respelled(name): tensor for name, tensor in tensors.items()}
+        self._tensors = {layout.respelled(name): one for name, one in place.tensors.items()}
         self._kept = {name for name in self._tensors if layout.drop_reason(name) is None}
 
     def opens(self, architecture: Architecture) -> bool:
@@ -89,7 +111,8 @@ class _Spelled:
         )
         head = classifier_names(layout, architecture).values()
         rest = self._kept - {name.upstream for name in (*names.values(), *head)}
-        return Candidate(variant, layout, held / len(counted), len(rest))
+        inside = sum(is_inside(name, own_parts(layout, architecture)) for name in rest)
+        return Candidate(variant, layout, held / len(counted), inside, self._place)
 
 
 def _fits(tensor: Tensor | None, like: Tensor, is_stem: bool) -> bool:

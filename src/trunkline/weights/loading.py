@@ -21,14 +21,14 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.options import WeightsLike
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
-from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
+from trunkline.weights.checkpoint import Checkpoint, naming
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.matching import Match, check_norm, norm_kind
 from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.searching import find
-from trunkline.weights.sources import Located, locate
+from trunkline.weights.sources import Located, opened
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
 
@@ -50,6 +50,7 @@ class LoadReport:
         claims: The tag and the licence that the file gives itself, which nothing proves.
         layout: The layout that the file was recognised as.
         container: Where in the file the tensors were, "" at its top.
+        prefix: What was in front of their names there, such as ``"module.backbone."``.
         matched: Number of tensors that were loaded.
         shapes: Of each of them, by our names, as they were loaded.
         adapted: What was changed on the way, in sentences.
@@ -66,6 +67,7 @@ class LoadReport:
     layout: str
     container: str
     matched: int
+    prefix: str = ""
     claims: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     adapted: tuple[str, ...] = ()
@@ -74,7 +76,9 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.matched} tensors from {self.path.name}, read as {self.layout}."]
+        way = ".".join(filter(None, (self.container, self.prefix.removesuffix("."))))
+        where = f", {way}" if way else ""
+        lines = [f"{self.matched} tensors from {self.path.name}{where}, read as {self.layout}."]
         lines += [*self.adapted, *self.notes]
         lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
         return legible("\n".join(lines))  # it holds words of the file
@@ -123,6 +127,7 @@ class Read:
             claims=claims,
             layout=self.match.layout.name,
             container=self.checkpoint.container,
+            prefix=self.checkpoint.prefix,
             matched=len(self.match.found),
             shapes={name: tuple(self.native.state[name].shape) for name in self.match.found},
             adapted=(*self.native.adapted, *self.native.casts),
@@ -149,7 +154,8 @@ def load_weights(
         backbone: Where the weights go; parameters on the meta device are materialised. Its
             ``preprocessing`` becomes the checkpoint's, where that is known.
         source: ``"default"``, a tag of the catalog, ``hf://owner/repo[/file][@revision]``, or the
-            path of a file.
+            path of a file. Or what is in memory: a state dict, whatever a training script put it
+            into, a file that was opened in binary mode, a member of torchvision's enums of weights.
         layout: A name of ``trunkline.weights.layouts.LAYOUTS``; ``"auto"`` recognises it.
         prefix: Where in the file the backbone is, such as ``"teacher.backbone."``; None finds it.
         channel_map: For each input channel of the backbone, the channel of the file's stem that
@@ -170,10 +176,9 @@ def load_weights(
         UnknownLayoutError: The names are of no known layout, or of several.
         WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
     """
-    located = locate(
+    located, checkpoint = opened(
         backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
     )
-    checkpoint = read_checkpoint(located.path)
     read = read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
     return adopt(backbone, read)
 
@@ -276,7 +281,9 @@ def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
     source = best.layout.title.partition(",")[0]
     variants = dict.fromkeys(c.variant for c in alike if c.layout.title.startswith(source))
     how = "holds" if best.share == 1 else f"looks most like ({best.percent}% of its tensors)"
-    said = f"The file {how} {' or '.join(variants)} as {source} names it."
+    at = best.place.prefix.removesuffix(".")
+    where = f", at {at!r}" if at else ""
+    said = f"The file {how} {' or '.join(variants)} as {source} names it{where}."
     theirs, ours = best.layout.norm or "batch", norm_kind(backbone)
     if theirs != ours and (best.layout.norm or ours == "group"):
         said += (

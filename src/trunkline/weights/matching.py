@@ -82,9 +82,7 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
     beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
     reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
-    dropped, unexpected = _explain(
-        layout, left, reasons, own, counts=any(map(_is_counter, wanted))
-    )
+    dropped, unexpected = _explain(layout, left, reasons, own, counts=any(map(_is_counter, wanted)))
     lacking += [names[native].upstream for native in absent if not _is_counter(native)]
     return Match(
         layout=layout,
@@ -123,9 +121,7 @@ def _explain(
         if reason is None and _is_counter(short):
             reason = None if counts else "frozen norms count no batches"
         if reason is None:
-            part = short.partition(".")[0]
-            inside = part in own or _PARTS.fullmatch(part)
-            reason = None if inside else BESIDE
+            reason = None if is_inside(short, own) else BESIDE
         if reason is None:
             unexpected.append(full)
         else:
@@ -133,11 +129,23 @@ def _explain(
     return {reason: tuple(sorted(names)) for reason, names in dropped.items()}, unexpected
 
 
+def is_inside(upstream: str, own: Collection[str]) -> bool:
+    """Return whether a name is one of a network's own parts, or of what may stand between them."""
+    part = _part(upstream)
+    return part in own or _PARTS.fullmatch(part) is not None
+
+
+def _part(upstream: str) -> str:
+    # Caffe2 has no dots: conv1_w, res2_0_branch1_bn_b.
+    return upstream.partition(".")[0] if "." in upstream else upstream.partition("_")[0]
+
+
 @cache
 def own_parts(layout: Layout, architecture: Architecture) -> tuple[str, ...]:
     """Return what a layout's names of a network begin with, in order: all else stands beside it."""
-    names = layout.names(architecture, native_shapes(architecture))
-    return tuple(dict.fromkeys(name.upstream.partition(".")[0] for name in names.values()))
+    weights = [name for name in native_shapes(architecture) if name.endswith(".weight")]
+    names = layout.names(architecture, weights).values()
+    return tuple(dict.fromkeys(_part(name.upstream) for name in names))
 
 
 def classifier_names(layout: Layout, architecture: Architecture) -> dict[str, Name]:
@@ -226,6 +234,9 @@ def settled(matches: Sequence[Match], *, asked: bool = False) -> Match | None:
     """
     fitting = [match for match in matches if match.complete]
     free = [match for match in fitting if not match.layout.told]
+    # Whoever knows the classifier's name knows whose file it is.
+    strangers = [len(match.dropped.get(BESIDE, ())) for match in free]
+    free = [match for match, n in zip(free, strangers, strict=True) if n == min(strangers)]
     if fitting and not free:
         if asked:
             return fitting[0]
@@ -325,9 +336,7 @@ def refusal(
         where: In the file, "" for at its top.
     """
     found = f", which was found at {where!r}" if where else ""
-    parts = [
-        f"the file does not fit {spoken(backbone)} as {match.layout.title} names it{found}."
-    ]
+    parts = [f"the file does not fit {spoken(backbone)} as {match.layout.title} names it{found}."]
     parts += listed("Missing", match.missing)
     parts += listed("Left over", match.unexpected)
     parts += listed("Of another shape", wrong_shapes(backbone, match, tensors))

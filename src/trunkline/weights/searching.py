@@ -55,7 +55,6 @@ _WRAPPERS = (
 _WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
 _CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc)?|fc|classifier(\.\d+)?)\.(weight|bias))")
 _COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
-_MOMENTUM = "_momentum"  # Caffe2 keeps the optimizer's state among the weights
 
 _EMA = (
     *("state_dict_ema", "model_ema", "ema", "ema_state", "ema_model", "ema_state_dict"),
@@ -86,6 +85,7 @@ _PREFERENCES = (  # (what is taken, what is left where both are there)
 )
 _LANDMARKS = 5  # names of a backbone that are looked for, spread over it
 _MOST_PLACES = 64  # that are held against it, the fullest first
+_MOST_KINDS, _LEAST = 16, 20  # where nobody says which network: places, and tensors of one
 _SHARE = 0.3  # of a backbone's tensors: less behind a prefix is not looked at
 
 
@@ -96,12 +96,15 @@ class Place:
     Attributes:
         prefix: What is in front of their names, wrappers taken out; "" or with a dot behind.
         tensors: By the names that are left.
+        above: Names in the file, wrappers taken out, of a classifier that stands beside the prefix
+            and is among the tensors all the same.
         layout: The one layout that they may have; None for any.
         notes: What was done to their names, in sentences.
     """
 
     prefix: str
     tensors: dict[str, Tensor]
+    above: frozenset[str] = frozenset()
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
 
@@ -119,11 +122,7 @@ class Names:
             if name not in bare:  # of two tensors one keeps its wrapper
                 clean = name if clean in taken else clean
                 taken.add(clean)
-            leaf = clean.rpartition(".")[2]
-            of_training = leaf in _COUNTERS or (
-                clean.endswith(_MOMENTUM) and clean.removesuffix(_MOMENTUM) in plain
-            )
-            if of_training and not tensors[name].is_meta:
+            if clean.rpartition(".")[2] in _COUNTERS:
                 self.training.append(clean)
             else:
                 self.tensors[clean] = tensors[name]
@@ -151,9 +150,13 @@ class Names:
     def heads_in(self, prefix: str) -> list[str]:
         """Return the names of a linear classifier right behind a prefix."""
         if self._heads is None:
-            self._heads = [n for n in self.tensors if "head" in n or "fc." in n or "classifier" in n]
+            self._heads = [
+                n for n in self.tensors if "head" in n or "fc." in n or "classifier" in n
+            ]
         return [
-            n for n in self._heads if n.startswith(prefix) and _CLASSIFIER.fullmatch(n[len(prefix) :])
+            n
+            for n in self._heads
+            if n.startswith(prefix) and _CLASSIFIER.fullmatch(n[len(prefix) :])
         ]
 
     def first(self, prefix: str) -> int:
@@ -210,7 +213,7 @@ def find(
         return _narrowed(checkpoint, names, place, said), match
     if unclear is not None:
         raise unclear
-    if closest is None or len(closest[1].missing) > closest[1].num_held:
+    if closest is None or (not asked and len(closest[1].missing) > closest[1].num_held):
         raise UnknownLayoutError(
             f"no layout of {spoken(backbone)} has names such as "
             f"{', '.join(sorted(checkpoint.tensors)[:3]) or '(the file holds no tensor)'}."
@@ -233,7 +236,7 @@ def _places(
             continue
         marks = [name.upstream for name in layout.names(backbone.architecture, landmarks).values()]
         found.update({(prefix, None): None for prefix in _before(names.tensors, marks)})
-        found.update({(prefix, layout): None for prefix in _numbered(names.tensors, marks)})
+        found |= {(prefix, layout): None for prefix in _numbered(names.tensors, marks)}
         if layout.respell:
             for container in checkpoint.containers:
                 prefix = _WRAPPED.sub("", container)
@@ -241,13 +244,31 @@ def _places(
                     found[(prefix, None)] = None
     counted = {at: names.count(at[0]) for at in found}
     fullest = sorted(found, key=lambda at: -counted[at])[:_MOST_PLACES]
-    kept = [at for at in fullest if counted[at] >= least]
+    kept = [at for at in fullest if counted[at] >= least] or fullest[:1]
     places = []
-    for prefix, layout in sorted(kept, key=lambda at: (names.first(at[0]), len(at[0]))):
-        place = Place(prefix, names.under(prefix), layout)
-        if layout is not None and layout.applies(backbone.architecture):
-            place = _renamed(place, layout, backbone)
-        places.append(_with_stem(place))
+    for prefix, only in sorted(kept, key=lambda at: (names.first(at[0]), len(at[0]))):
+        place = Place(prefix, names.under(prefix), layout=only)
+        if only is not None and only.applies(backbone.architecture):
+            place = _renamed(place, only, backbone)
+        places.append(_with_classifier(names, _with_stem(place)))
+    return places
+
+
+def places_like(tensors: Mapping[str, Tensor], stems: Sequence[str]) -> list[Place]:
+    """Return where in a file a backbone of any kind could be, the fullest first.
+
+    Args:
+        tensors: All that the file holds.
+        stems: What the stem's weight may be called.
+    """
+    names = Names(tensors)
+    found = dict.fromkeys(("", *_before(names.tensors, stems)))
+    fullest = sorted(found, key=lambda prefix: -names.count(prefix))
+    places = []
+    for prefix in fullest[:_MOST_KINDS]:
+        if not prefix or names.count(prefix) >= _LEAST:
+            place = _with_stem(Place(prefix, names.under(prefix)))
+            places.append(_with_classifier(names, place))
     return places
 
 
@@ -287,7 +308,9 @@ def _numbered(names: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
 def _renamed(place: Place, layout: Layout, backbone: Backbone) -> Place:
     """Give numbered children the names that they have in their network."""
     parts = own_parts(layout, backbone.architecture)
-    numbers = sorted({n for n in (name.partition(".")[0] for name in place.tensors) if n.isdecimal()}, key=int)
+    numbers = sorted(
+        {n for n in (name.partition(".")[0] for name in place.tensors) if n.isdecimal()}, key=int
+    )
     called = dict(zip(numbers, parts, strict=False))
     tensors = {}
     for name, tensor in place.tensors.items():
@@ -307,6 +330,24 @@ def _with_stem(place: Place) -> Place:
         for n, tensor in place.tensors.items()
     }
     return replace(place, tensors=tensors, notes=(*place.notes, "The stem was in layer0."))
+
+
+def _with_classifier(names: Names, place: Place) -> Place:
+    """Add a classifier that stands beside a backbone and not in it.
+
+    ``backbone.conv1.weight`` goes with ``head.fc.weight``.
+    """
+    found: dict[str, str] = {}
+    above = place.prefix
+    while above:
+        above = above[: above[:-1].rfind(".") + 1]
+        for name in names.heads_in(above):
+            if name[len(above) :] not in place.tensors and not name.startswith(place.prefix):
+                found.setdefault(name[len(above) :], name)
+    if not found:
+        return place
+    heads = {short: names.tensors[name] for short, name in found.items()}
+    return replace(place, tensors=place.tensors | heads, above=frozenset(found.values()))
 
 
 def _at(prefix: str, places: Sequence[Place], backbone: Backbone) -> list[Place]:
@@ -362,12 +403,12 @@ def _same_numbers(place: Place, match: Match, other: Place, known: Match) -> boo
         for native, name in match.found.items()
         if native in known.found and not native.endswith(BATCH_COUNTER)
     )
-    return all(one is two or (one.shape == two.shape and torch.equal(one, two)) for one, two in pairs)
+    return all(
+        one is two or (one.shape == two.shape and torch.equal(one, two)) for one, two in pairs
+    )
 
 
-def _best_average(
-    places: list[Place], checkpoint: Checkpoint, said: list[str]
-) -> list[Place]:
+def _best_average(places: list[Place], checkpoint: Checkpoint, said: list[str]) -> list[Place]:
     """Of weights as trained and weights averaged over training, keep the averaged."""
     averaged = {id(p): word for p in places for word in _EMA if _goes_by(p, word)}
     plain = [place for place in places if id(place) not in averaged]
@@ -401,23 +442,19 @@ def _narrowed(
     checkpoint: Checkpoint, names: Names, place: Place, said: tuple[str, ...]
 ) -> Checkpoint:
     """Return what a file holds of one backbone, its classifier with it, and say what it leaves."""
-    tensors = dict(place.tensors)
-    head = _classifier_above(names, place)
-    tensors |= {name: names.tensors[full] for name, full in head.items()}
     container = max(
         (c for c in map(_clean, checkpoint.containers) if place.prefix.startswith(c)), key=len
     )
-    taken = set(head.values())
     beside = Counter(
         _branch(name, place.prefix)
         for name in names.tensors
-        if not name.startswith(place.prefix) and name not in taken
+        if not name.startswith(place.prefix) and name not in place.above
     )
     notes = [*said, *place.notes]
     if beside:
         shown = listed(f"{part} {count}" for part, count in beside.items())
         notes.append(
-            f"only the {len(tensors)} tensors under {place.prefix} were taken, "
+            f"only the {len(place.tensors)} tensors under {place.prefix} were taken, "
             f"{beside.total()} others were left aside ({shown})"
         )
     if names.training:
@@ -426,31 +463,15 @@ def _narrowed(
         notes.append(f"left out, for they are no tensors: {listed(others)}")
     return replace(
         checkpoint,
-        tensors=tensors,
+        tensors=place.tensors,
         container=container.removesuffix("."),
         prefix=place.prefix[len(container) :],
-        notes=(*checkpoint.notes, *notes, *_dtype_notes(tensors)),
+        notes=(*checkpoint.notes, *notes, *_dtype_notes(place.tensors)),
     )
 
 
 def _clean(name: str) -> str:
     return _WRAPPED.sub("", name)
-
-
-def _classifier_above(names: Names, place: Place) -> dict[str, str]:
-    """Return a classifier's names that stand beside a backbone and not in it: plain → in the file.
-
-    ``backbone.conv1.weight`` goes with ``head.fc.weight``.
-    """
-    found: dict[str, str] = {}
-    above = place.prefix
-    while above:
-        above = above[: above[:-1].rfind(".") + 1]
-        for name in names.heads_in(above):
-            short = name[len(above) :]
-            if short not in place.tensors and not name.startswith(place.prefix):
-                found.setdefault(short, name)
-    return found
 
 
 def _branch(name: str, prefix: str) -> str:

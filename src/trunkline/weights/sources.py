@@ -1,18 +1,33 @@
-"""What ``weights=…`` means: a tag of the catalog, a repository or an address, or a path."""
+"""What ``weights=…`` means: a tag, a repository or an address, a path, or what is in memory."""
 
 from __future__ import annotations
 
+import io
 import os
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from trunkline.errors import WeightsNotFoundError
+from torch import nn
+
+from trunkline.backbones.options import WeightsLike
+from trunkline.errors import CheckpointError, ConfigError, WeightsNotFoundError
 from trunkline.files import expanded
 from trunkline.weights import hub
 from trunkline.weights.catalog import Place, WeightEntry, check_license, entries, find
 from trunkline.weights.catalog.entry import spelled
 from trunkline.weights.catalog.lookup import DEFAULT
-from trunkline.weights.checkpoint import file_sha256
+from trunkline.weights.checkpoint import (
+    Checkpoint,
+    file_sha256,
+    held_checkpoint,
+    naming,
+    read_checkpoint,
+)
 from trunkline.weights.files.huggingface import SCHEME
 from trunkline.weights.files.places import FetchedFile, TypedPlace
 from trunkline.weights.layouts import LAYOUTS
@@ -95,6 +110,89 @@ def locate(
     )
 
 
+def opened(
+    variant: str | None,
+    source: WeightsLike,
+    *,
+    allow_noncommercial: bool = False,
+    progress: hub.Progress | None = None,
+) -> tuple[Located, Checkpoint]:
+    """Return the checkpoint that is meant, wherever it is, and all that it holds.
+
+    Args:
+        variant: As for ``locate``.
+        source: What ``locate`` takes; tensors by name, in whatever a training script keeps them, or
+            a module that has them; a binary file, read from where it stands and left open; a
+            member of torchvision's enums of weights, which means the catalog's row of its address.
+        allow_noncommercial: As for ``locate``.
+        progress: As for ``locate``.
+
+    Raises:
+        ConfigError: Something else, such as a file that was opened as text.
+        WeightsError: As ``locate`` and ``read_checkpoint``.
+    """
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    if isinstance(source, Mapping):
+        here = _IN_MEMORY
+        with naming(here.path):
+            return here, held_checkpoint(source)
+    if isinstance(source, Enum):
+        source = _tag_of(variant, source)
+    if hasattr(source, "read"):
+        return _read_open(cast(BinaryIO, source))
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"weights are given as {type(source).__name__}; allowed: a tag, a path, hf:// or "
+            "https://, a state dict, a file opened in binary mode, or a member of torchvision's "
+            "enums of weights."
+        )
+    located = locate(variant, source, allow_noncommercial=allow_noncommercial, progress=progress)
+    return located, read_checkpoint(located.path)
+
+
+_IN_MEMORY = Located(source="a state dict", path=Path("the state dict in memory"), sha256="")
+
+
+def _read_open(file: BinaryIO) -> tuple[Located, Checkpoint]:
+    """Read what an open file still holds, by way of a file of our own that can be mapped."""
+    if isinstance(file, io.TextIOBase):
+        raise ConfigError("weights are a file that was opened as text; open it with mode 'rb'.")
+    name = getattr(file, "name", None)
+    called = str(name) if isinstance(name, str) else f"the open {type(file).__name__}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file, copy)
+        try:
+            checkpoint = read_checkpoint(path, hashed=True)
+        except CheckpointError as error:
+            raise type(error)(str(error).replace(str(path), called, 1)) from error
+        # Views of a file that goes; some systems let none go that is mapped.
+        tensors = {key: tensor.clone() for key, tensor in checkpoint.tensors.items()}
+    located = Located(source=called, path=Path(called), sha256=checkpoint.sha256)
+    return replace(located, source=f"{called}, open"), replace(checkpoint, tensors=tensors)
+
+
+def _tag_of(variant: str | None, member: Enum) -> str:
+    """Return the tag of the catalog's row that a member of torchvision's enums stands for.
+
+    Raises:
+        WeightsNotFoundError: No row of the variant has its address.
+    """
+    address = str(getattr(cast(Any, member.value), "url", member.value))
+    named = f"{type(member).__name__}.{member.name}"
+    for row in entries(variant) if variant else ():
+        if any(place.url == address for place in row.places):
+            return row.tag
+    elsewhere = sorted({row.variant for row in _rows_at(address)})
+    hint = f"it is of {', '.join(elsewhere)}" if elsewhere else "the catalog has no such address"
+    raise WeightsNotFoundError(
+        f"{named} is no checkpoint of {variant or 'a network of one’s own'}: {hint}. "
+        "`trunkline weights list` shows what there is."
+    )
+
+
 def _rows_at(address: str) -> tuple[WeightEntry, ...]:
     """Return the rows of the catalog that have this address, or this repository, as a place."""
     repo = address.partition("@")[0].rstrip("/")
@@ -116,7 +214,8 @@ def known_by_hash(sha256: str) -> list[WeightEntry]:
         row
         for row in entries()
         for place in row.places
-        if sha256 == place.sha256
+        if sha256
+        and sha256 == place.sha256
         or (place.sha256_prefix and sha256.startswith(place.sha256_prefix))
     ]
 
