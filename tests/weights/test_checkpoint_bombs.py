@@ -50,10 +50,8 @@ def test_the_bombs_look_like_every_layout() -> None:
         (["module." * 100_000], "names a tensor in 700000 letters; 500 are the most"),
         (["x" * (MAX_NAME + 1)], "names a tensor in 501 letters"),
         ([f"t{n}" for n in range(MAX_TENSORS + 1)], "holds 10001 tensors; 10000 are the most"),
-        (["module." * 11 + "x"], r"in more than 10 prefixes \(module\.module\."),
-        (["backbone.bottom_up." * 6 + "x", "y"], "in more than 10 prefixes"),
     ],
-    ids=["very long", "long", "many", "wrapped", "wrapped in turn"],
+    ids=["very long", "long", "many"],
 )
 def test_what_no_network_has_is_refused(tmp_path: Path, names: list[str], match: str) -> None:
     path = tmp_path / "x.safetensors"
@@ -66,8 +64,5 @@ def test_what_a_network_may_have_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors([f"{n:0500}" for n in range(300)]))
     assert len(read_checkpoint(path).tensors) == 300
-    path.write_bytes(safetensors(["module." * 10 + "x"]))
-    checkpoint = read_checkpoint(path)
-    assert (list(checkpoint.tensors), checkpoint.prefix) == (["x"], "module." * 10)
     path.write_bytes(safetensors([f"t{n}" for n in range(MAX_TENSORS)], size=0))
     assert len(read_checkpoint(path).tensors) == MAX_TENSORS

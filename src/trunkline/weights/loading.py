@@ -77,7 +77,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         way = ".".join(filter(None, (self.container, self.prefix.removesuffix("."))))
-        where = f", {way}" if way else ""
+        where = f" (at {way})" if way else ""
         lines = [f"{self.matched} tensors from {self.path.name}{where}, read as {self.layout}."]
         lines += [*self.adapted, *self.notes]
         lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
@@ -211,6 +211,8 @@ def read_for(
         located: Where the file came from.
         checkpoint: What it holds.
         layout: A name of ``LAYOUTS``, or ``"auto"``.
+        prefix: As for ``load_weights``.
+        channel_map: As for ``load_weights``.
 
     Raises:
         CheckpointError: Its metadata does not make sense.
@@ -266,7 +268,9 @@ def _refused(
 ) -> WeightsMismatchError:
     """Return an error with the file's name in front, and what it looks like behind."""
     nothing = "" if isinstance(error, UnknownLayoutError) else "Nothing was loaded. "
+    # What is said of a place in the file is of more use than that no published network is there.
     looks = _looks_like(backbone, checkpoint)
+    looks = looks or ("The file looks like none of our networks." if not nothing else "")
     return type(error)(f"{located.path}: {error} {nothing}{looks} {hint}".rstrip())
 
 
@@ -274,7 +278,7 @@ def _looks_like(backbone: Backbone, checkpoint: Checkpoint) -> str:
     """Say which network a file holds, for whoever gave it to another one."""
     found = candidates(checkpoint.tensors)
     if not found or found[0].percent < _HARDLY:
-        return "The file looks like none of our networks."
+        return ""
     best = found[0]
     alike = [c for c in found if (c.share, c.unexplained) == (best.share, best.unexplained)]
     # Names that do not tell the stride are those of two networks.

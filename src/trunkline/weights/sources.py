@@ -214,8 +214,7 @@ def known_by_hash(sha256: str) -> list[WeightEntry]:
         row
         for row in entries()
         for place in row.places
-        if sha256
-        and sha256 == place.sha256
+        if (sha256 and sha256 == place.sha256)
         or (place.sha256_prefix and sha256.startswith(place.sha256_prefix))
     ]
 

@@ -20,7 +20,7 @@ from trunkline.weights.layouts.torchvision import resnet_rules
 
 CONV_CLASSIFIER = Change(
     why="the classifier is a 1×1 convolution there, a linear layer here",
-    to_native=lambda weight: weight.flatten(1),
+    to_native=lambda weight: weight.flatten(1) if weight.ndim == 4 else weight,  # or another head
     to_upstream=lambda weight: weight[:, :, None, None],
 )
 

@@ -57,9 +57,9 @@ def flatten(root: object) -> Tree:
         CheckpointError: There is none, or there are more than any network has.
     """
     if type(root) in (list, tuple):
-        root = _numbered(root)  # type: ignore[arg-type]
+        root = _numbered(root) or root  # type: ignore[arg-type]
     if type(root) is not dict:
-        what = {Array: "one tensor", Inert: "an object"}
+        what = {Array: "one tensor", list: "a list", tuple: "a tuple", Inert: "an object"}
         raise CheckpointError(
             f"holds {what.get(type(root), 'a single value')}, not a dictionary of tensors by name. "
             "Save a state_dict()."
