@@ -142,9 +142,11 @@ def test_a_single_tensor_is_no_checkpoint(written: Callable[[object], Checkpoint
         written(torch.ones(2))
 
 
-def test_a_whole_module_is_refused(written: Callable[[object], Checkpoint]) -> None:
-    with pytest.raises(UnsafeCheckpointError, match=r"asks for 'torch\.nn\.modules"):
-        written(nn.Conv2d(1, 1, 1))
+def test_of_a_whole_module_the_tensors_are_read(written: Callable[[object], Checkpoint]) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+    checkpoint = written(module)
+    assert_same(checkpoint, dict(module.state_dict()))
+    assert checkpoint.objects[""] == "torch.nn.modules.container.Sequential"
 
 
 def test_sparse_tensors_are_refused(

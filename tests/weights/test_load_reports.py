@@ -49,7 +49,9 @@ def test_the_report_says_what_was_done(tmp_path: Path) -> None:
     assert report.shapes["stem.0.conv.weight"] == (16, 1, 7, 7)  # as loaded: for one channel
     assert {name.rpartition(".")[2] for name in report.filled} == {"num_batches_tracked"}
     said = str(report)
-    assert said.startswith(f"{report.matched} tensors from {path.name} (at state_dict), read as timm-dla.\n")
+    assert said.startswith(
+        f"{report.matched} tensors from {path.name} (at state_dict), read as timm-dla.\n"
+    )
     assert "torch.float16 was cast to torch.float32." in said
     assert "The stem's three input channels were added up for one." in said
     assert "2 left aside: classifier, not part of a backbone." in said

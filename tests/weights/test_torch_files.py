@@ -126,7 +126,7 @@ def test_other_damage_to_archives(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="big-endian machine"):
         read_checkpoint(path)
     _archive(path, good.replace(b"storage", b"m\0dules"), data__0=b"\0" * 16)
-    with pytest.raises(CheckpointError, match="holds a whole module"):
+    with pytest.raises(CheckpointError, match="refers to something that is no storage"):
         read_checkpoint(path)
     _archive(path, good.replace(b"FloatStorage", b"float32"), data__0=b"\0" * 16)
     with pytest.raises(CheckpointError, match="kept in something that is no storage"):

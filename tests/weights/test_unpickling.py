@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trunkline.errors import CheckpointError, UnsafeCheckpointError
-from trunkline.weights.reading.records import INERT, Array, Blob, Global
+from trunkline.errors import CheckpointError
+from trunkline.weights.reading.records import Array, Blob, Global, Inert
 from trunkline.weights.reading.unpickling import Unpickler
 
 
@@ -98,7 +98,12 @@ def test_known_metadata_is_inert(monkeypatch: pytest.MonkeyPatch, protocol: int)
     }
     data = pickle.dumps(held, protocol=protocol)
     monkeypatch.undo()
-    assert load(data) == dict.fromkeys(held, INERT)
+    read = load(data)
+    assert list(read) == list(held)
+    assert {type(value) for value in read.values()} == {Inert}
+    assert str(read["config"].kind) == "yacs.config.CfgNode"
+    assert read["config"].contents()["key"] == "value"
+    assert read["namespace"].contents()["lr"] == 0.1
 
 
 def _foreign(
@@ -119,10 +124,15 @@ def _foreign(
     return instance
 
 
-def test_an_unknown_class_of_metadata_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_class_is_inert_and_what_it_holds_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held = _foreign(monkeypatch, "somewhere.training", "Config")
-    with pytest.raises(UnsafeCheckpointError, match=r"asks for 'somewhere\.training\.Config'"):
-        load(pickle.dumps(held))
+    data = pickle.dumps(held)
+    monkeypatch.undo()
+    read = load(data)
+    assert (type(read), read.kind) == (Inert, Global("somewhere.training", "Config"))
+    assert torch.equal(read.contents()["log"].tensor(), torch.ones(3, dtype=torch.float64))
 
 
 def test_globals_are_names_and_not_objects() -> None:
@@ -200,9 +210,9 @@ def test_arrays_of_text_and_dates_are_no_tensors() -> None:
     assert all(type(value) is Array and value.foreign for value in read)
 
 
-def test_an_array_of_objects_is_refused() -> None:
-    with pytest.raises(UnsafeCheckpointError, match="numpy array of Python objects"):
-        load(pickle.dumps(np.array([{}, None], dtype=object)))
+def test_an_array_of_objects_is_no_tensor() -> None:
+    read = load(pickle.dumps(np.array([{}, None], dtype=object)))
+    assert (type(read), read.foreign) == (Array, True)
 
 
 def test_an_array_with_too_few_bytes_is_refused() -> None:

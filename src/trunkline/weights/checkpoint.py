@@ -71,6 +71,7 @@ class Checkpoint:
             ``"memory"``.
         containers: The dictionaries that hold tensors, as beginnings of names; "" for the whole.
         others: Container → its entries that are no tensors.
+        objects: Containers that are objects of a class, which were not made → the class.
         container: Where the backbone was found, such as ``"ema.module"``; "" for at the top.
         prefix: What was taken off its names besides, such as ``"module.backbone."``.
         notes: What was decided or left aside, one sentence each.
@@ -83,6 +84,7 @@ class Checkpoint:
     format: str
     containers: tuple[str, ...] = ("",)
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    objects: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     prefix: str = ""
     notes: tuple[str, ...] = ()
@@ -167,8 +169,9 @@ def _read(path: Path, *, hashed: bool) -> Checkpoint:
     return Checkpoint(
         tensors=tensors,
         format=kind,
-        containers=tree.containers,
-        others=tree.others,
+        containers=tuple(tree.containers),
+        others={path: tuple(names) for path, names in tree.others.items()},
+        objects=tree.objects,
         metadata=metadata,
         sha256=_sha256(path) if hashed else "",
     )
@@ -187,8 +190,8 @@ def held_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         tensors={name: _whole(leaf) for name, leaf in tree.leaves.items()},
         format="memory",
-        containers=tree.containers,
-        others=tree.others,
+        containers=tuple(tree.containers),
+        others={path: tuple(names) for path, names in tree.others.items()},
         metadata=scalars(dict(state)),
     )
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.weights.checkpoint import Checkpoint
 from trunkline.weights.layouts import get_layout
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
@@ -219,7 +219,22 @@ def find(
             f"{', '.join(sorted(checkpoint.tensors)[:3]) or '(the file holds no tensor)'}."
         )
     place, match = closest
-    raise refusal(backbone, match, place.tensors, place.prefix.removesuffix("."))
+    error = refusal(backbone, match, place.tensors, place.prefix.removesuffix("."))
+    raise WeightsMismatchError(" ".join((str(error), *_as_objects(checkpoint, match, place))))
+
+
+def _as_objects(checkpoint: Checkpoint, match: Match, place: Place) -> Iterator[str]:
+    """Say which missing tensors the file has in a form that is not read."""
+    there = {
+        _clean(path + said.partition(" (")[0]): said.partition(" (")[2].removesuffix(")")
+        for path, names in checkpoint.others.items()
+        for said in names
+        if said.endswith(")")
+    }
+    for name in match.missing:
+        if kind := there.get(place.prefix + name):
+            yield f"{name} is there as an object of class {kind}, which holds no numbers."
+            return
 
 
 def _places(
@@ -442,15 +457,20 @@ def _narrowed(
     checkpoint: Checkpoint, names: Names, place: Place, said: tuple[str, ...]
 ) -> Checkpoint:
     """Return what a file holds of one backbone, its classifier with it, and say what it leaves."""
-    container = max(
-        (c for c in map(_clean, checkpoint.containers) if place.prefix.startswith(c)), key=len
-    )
+    around = [c for c in map(_clean, checkpoint.containers) if place.prefix.startswith(c)]
+    container = max(around, key=len, default="")  # none holds tensors: modules within modules
     beside = Counter(
         _branch(name, place.prefix)
         for name in names.tensors
         if not name.startswith(place.prefix) and name not in place.above
     )
     notes = [*said, *place.notes]
+    for path, kind in checkpoint.objects.items():
+        if place.prefix.startswith(_clean(path)):
+            what = f"An object of class {legible(kind)}"
+            where = f" at {path.removesuffix('.')}" if path else ""
+            notes.append(f"{what}{where} was not made; its tensors were read")
+            break
     if beside:
         shown = listed(f"{part} {count}" for part, count in beside.items())
         notes.append(

@@ -1,7 +1,7 @@
 """What a pickle may describe, written down and not yet done.
 
-Nothing here is an object that the file named. A tensor is a note of where its numbers lie, a class
-of somebody else's is an ``Inert`` that keeps nothing, and a global is its two names. Only the
+Nothing here is an object that the file named. A tensor is a note of where its numbers lie, an object
+of somebody else's class an ``Inert`` with what was said of it, and a global is its two names. Only the
 tensors that are wanted in the end are made, as views of the mapped file.
 """
 
@@ -31,13 +31,34 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+@dataclass(slots=True, eq=False)
 class Inert:
-    """Stands for an object of a class that is known and not needed, such as a training log."""
+    """Stands for an object that was not made: a loss, a scheduler, a class of somebody's script.
 
-    __slots__ = ()
+    ``state`` is what the pickle would have given it, as attributes, and ``entries`` what it would
+    have put into it, as into a dictionary.
+    """
+
+    kind: Global
+    state: object = None
+    entries: dict[object, object] | None = None
+
+    def contents(self) -> dict[object, object]:
+        """Return the entries and attributes by name; of a PyTorch module, its state dict's."""
+        held: dict[object, object] = dict(self.entries or {})
+        for part in self.state if type(self.state) is tuple else (self.state,):  # slots come second
+            if type(part) is not dict:
+                continue
+            if type(part.get("_modules")) is dict:  # hooks and flags are no part of its weights
+                for name in _MODULE_PARTS:
+                    inner = part.get(name)
+                    held |= inner if type(inner) is dict else {}
+            else:
+                held |= part
+        return held
 
 
-INERT = Inert()
+_MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 class Blob(NamedTuple):

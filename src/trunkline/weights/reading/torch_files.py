@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from trunkline.errors import CheckpointError
 from trunkline.weights.reading.archives import Member, read_archive
-from trunkline.weights.reading.records import Storage, TypedStorage
+from trunkline.weights.reading.records import Global, Storage, TypedStorage
 from trunkline.weights.reading.unpickling import Unpickler
 from trunkline.weights.reading.vocabulary import storage_dtype
 
@@ -70,8 +70,26 @@ def read_legacy(data: memoryview, position: int) -> object:
         UnsafeCheckpointError: A pickle asks for more than arrays and plain containers.
         CheckpointError: It is damaged or of an unknown version.
     """
+    return _read_row(data, Unpickler(data, position))
+
+
+def read_storage(data: memoryview) -> object:
+    """Read the file that ``pickle.dump`` makes of a tensor's storage within its own.
+
+    Args:
+        data: All of that file.
+
+    Raises:
+        CheckpointError: It is damaged, or none.
+    """
+    unpickler = Unpickler(data, nested=True)
+    if unpickler.load() != LEGACY_MAGIC:
+        raise CheckpointError("is damaged: it has bytes for a storage that are none.")
+    return _read_row(data, unpickler)
+
+
+def _read_row(data: memoryview, unpickler: Unpickler) -> object:
     storages = _Row(data)
-    unpickler = Unpickler(data, position)
     if unpickler.load() != _LEGACY_PROTOCOL:
         raise CheckpointError("is of an unknown version of torch's old format.")
     system = unpickler.load()
@@ -90,7 +108,9 @@ class _Members:
         self._members, self._folder = members, folder
         self._found: dict[str, Storage] = {}
 
-    def __call__(self, identity: object) -> TypedStorage:
+    def __call__(self, identity: object) -> object:
+        if (module := _module(identity)) is not None:
+            return module
         kind, key, count, _ = _identity(identity)
         dtype = storage_dtype(kind)
         if key not in self._found:
@@ -115,7 +135,9 @@ class _Row:
         self._data = data
         self._noted: dict[str, tuple[Storage, int]] = {}  # and how wide its elements are
 
-    def __call__(self, identity: object) -> TypedStorage:
+    def __call__(self, identity: object) -> object:
+        if (module := _module(identity)) is not None:
+            return module
         kind, key, count, view = _identity(identity)
         dtype = storage_dtype(kind)
         nbytes = count * dtype.itemsize
@@ -155,10 +177,17 @@ def _identity(identity: object) -> tuple[object, str, int, object]:
         raise CheckpointError("is damaged: it refers to a storage in an unknown way.")
     tag, kind, key, _, count = identity[:5]
     if tag != "storage":
-        raise CheckpointError("holds a whole module. Save its state_dict() instead.")
+        raise CheckpointError("is damaged: it refers to something that is no storage.")
     if type(key) is not str or type(count) is not int or not 0 <= count < 2**48:
         raise CheckpointError("is damaged: it refers to a storage in an unknown way.")
     return kind, key, count, identity[5] if len(identity) == 6 else None
+
+
+def _module(identity: object) -> Global | None:
+    """Return the class that a whole module's pickle refers to, with its source beside it."""
+    if type(identity) is not tuple or len(identity) != 4 or identity[0] != "module":
+        return None
+    return identity[1] if type(identity[1]) is Global else None
 
 
 def _view(held: Storage, width: int, metadata: object) -> Storage:

@@ -2,7 +2,7 @@
 
 Python's own unpickler calls what a file names. This one has no call in it: it reads the same
 opcodes, but on its stack there are only numbers, strings, lists, dictionaries and the notes of
-``records``; what a file names is looked up in the tables of ``vocabulary`` and refused if it is
+``records``; what a file names is looked up in the tables of ``vocabulary``, and a note if it is
 not there. So a file cannot reach an object that could run code, nor change one of ours.
 
 It is bounded in time by a number of opcodes in all pickles of a file, and in memory by never making
@@ -25,6 +25,7 @@ from trunkline.weights.reading.records import Blob, Global, Inert
 from trunkline.weights.reading.vocabulary import ADVICE, Vocabulary
 
 MAX_OPCODES = 1_000_000  # a checkpoint with its optimizer has some hundred thousand
+_MAX_NESTED_OPCODES = 500  # of one storage within it: its class, its key and its length
 _MAX_DIGITS = 512
 _MAX_LONG_BYTES = 512
 _INLINE_BYTES = 64 * 1024  # longer strings stay in the file
@@ -42,12 +43,14 @@ class Unpickler:
     Args:
         data: The memory to read from, which byte strings stay views of.
         position: Where the first pickle starts; after ``load`` where it ended.
+        nested: They are within another one, and describe one storage.
     """
 
-    def __init__(self, data: memoryview, position: int = 0) -> None:
+    def __init__(self, data: memoryview, position: int = 0, *, nested: bool = False) -> None:
         self.position = position
         self._data = data
-        self._vocabulary = Vocabulary(4 * data.nbytes + _SLACK_BYTES)
+        self._most = _MAX_NESTED_OPCODES if nested else MAX_OPCODES
+        self._vocabulary = Vocabulary(4 * data.nbytes + _SLACK_BYTES, nested=nested)
         self._globals: dict[tuple[str, str], Global] = {}
         self._opcodes = 0
 
@@ -71,8 +74,8 @@ class Unpickler:
                 if opcode == 0x2E:  # STOP
                     return self._stack.pop()
                 self._opcodes += 1
-                if self._opcodes > MAX_OPCODES:
-                    raise CheckpointError(f"holds a pickle of over {MAX_OPCODES} instructions.")
+                if self._opcodes > self._most:
+                    raise CheckpointError(f"holds a pickle of over {self._most} instructions.")
                 handler = _HANDLERS.get(opcode)
                 if handler is None:
                     raise CheckpointError(
@@ -200,6 +203,9 @@ class Unpickler:
         target = self._stack[-1]
         if len(items) % 2 or type(target) not in (dict, Inert):
             raise CheckpointError(f"is damaged: it sets entries of a {type(target).__name__}.")
+        if type(target) is Inert:  # a class that derives from dict
+            target.entries = {} if target.entries is None else target.entries
+            target = target.entries
         if type(target) is dict:
             for key, value in zip(items[::2], items[1::2], strict=True):
                 self._vocabulary.put(target, key, value)

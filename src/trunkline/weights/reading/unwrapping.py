@@ -38,13 +38,16 @@ class Tree(NamedTuple):
     Attributes:
         leaves: By the keys that lead to each, joined by dots, in the file's order.
         containers: The dictionaries that hold tensors themselves, each with a dot behind it; "" for
-            the outermost.
-        others: Container → its entries that are no tensors and hold none.
+            the outermost. A set that keeps its order.
+        others: Container → its entries that are no tensors and hold none; objects that were not
+            made with their class.
+        objects: Containers that are such objects → the class: their attributes may hold tensors.
     """
 
     leaves: dict[str, Leaf]
-    containers: tuple[str, ...]
-    others: dict[str, tuple[str, ...]]
+    containers: dict[str, None]
+    others: dict[str, list[str]]
+    objects: dict[str, str]
 
 
 def flatten(root: object) -> Tree:
@@ -56,47 +59,57 @@ def flatten(root: object) -> Tree:
     Raises:
         CheckpointError: There is none, or there are more than any network has.
     """
-    if type(root) in (list, tuple):
-        root = _numbered(root) or root  # type: ignore[arg-type]
-    if type(root) is not dict:
+    node = root if type(root) is dict else _container("root", root)
+    if node is None:
         what = {Array: "one tensor", list: "a list", tuple: "a tuple", Inert: "an object"}
         raise CheckpointError(
             f"holds {what.get(type(root), 'a single value')}, not a dictionary of tensors by name. "
             "Save a state_dict()."
         )
-    leaves: dict[str, Leaf] = {}
-    containers: dict[str, None] = {}
-    others: dict[str, tuple[str, ...]] = {}
+    found = Tree({}, {}, {}, {})
     seen: set[int] = set()
-    waiting: list[tuple[str, dict[object, object], int]] = [("", root, 0)]
+    waiting: list[tuple[str, object, dict[object, object], int]] = [("", root, node, 0)]
     while waiting:
-        path, node, depth = waiting.pop()
-        if id(node) in seen:  # a dictionary may hold itself, or be there under two names
+        path, holder, entries, depth = waiting.pop()
+        if type(holder) is Inert:
+            found.objects[path] = str(holder.kind)
+        if id(holder) in seen:  # a dictionary may hold itself, or be there under two names
             continue
-        seen.add(id(node))
-        inner = []
-        beside = []
-        for key, value in node.items():
+        seen.add(id(holder))
+        inner: list[tuple[str, object, dict[object, object], int]] = []
+        for key, value in entries.items():
             if isinstance(value, Tensor) or (type(value) is Array and not value.foreign):
                 if type(key) is str and key:
-                    leaves[path + key] = value
-                    containers[path] = None
+                    found.leaves[path + key] = value
+                    found.containers[path] = None
                     continue
             elif (child := _container(key, value)) is not None and depth < _MAX_DEPTH:
-                inner.append((f"{path}{key}.", child, depth + 1))
+                inner.append((f"{path}{key}.", value, child, depth + 1))
                 continue
-            beside.append(str(key))
-        if beside:
-            others[path] = tuple(beside)
+            said = f"{key} ({value.kind})" if type(value) is Inert else str(key)
+            found.others.setdefault(path, []).append(said)
         waiting += reversed(inner)  # so that what stands first is looked at first
-        _check_count(len(leaves))
-    if not leaves:
+        _check_count(len(found.leaves))
+    if not found.leaves:
         raise CheckpointError(
-            f"holds no tensors where a state dict could be. Its keys: {listed(map(str, root))}. "
+            f"holds no tensors where a state dict could be. Its keys: {listed(map(str, node))}. "
             "Save a state_dict()."
         )
-    check_names(leaves)
-    return Tree(leaves, tuple(containers), others)
+    check_names(found.leaves)
+    _note_empty(found)
+    return found
+
+
+def _note_empty(tree: Tree) -> None:
+    """Count the objects without a tensor in them to what was left out."""
+    above = {""}
+    for name in tree.leaves:
+        while (name := name[: name[:-1].rfind(".") + 1]) not in above:
+            above.add(name)
+    for path in [path for path in tree.objects if path not in above]:
+        holder, _, key = path.removesuffix(".").rpartition(".")
+        said = f"{key} ({tree.objects.pop(path)})"
+        tree.others.setdefault(f"{holder}." if holder else "", []).append(said)
 
 
 def _container(key: object, value: object) -> dict[object, object] | None:
@@ -104,12 +117,14 @@ def _container(key: object, value: object) -> dict[object, object] | None:
     if type(key) is not str or not key or key.lower().startswith(_TRAINING):
         return None
     if type(value) in (list, tuple):
-        value = _numbered(value)  # type: ignore[arg-type]
+        value = {
+            str(n): inner
+            for n, inner in enumerate(value)  # type: ignore[arg-type]
+            if type(inner) in (dict, Inert)
+        }
+    elif type(value) is Inert:
+        value = value.contents()
     return value if type(value) is dict and value else None
-
-
-def _numbered(values: Iterable[object]) -> dict[object, object]:
-    return {str(n): value for n, value in enumerate(values) if type(value) is dict}
 
 
 def check_names(names: Collection[str]) -> None:

@@ -1,22 +1,22 @@
-"""The classes and functions that a checkpoint's pickle may name, and what is done instead.
+"""The classes and functions that a checkpoint's pickle names, and what is done instead.
 
-Every name is a pair that must be in a table here, letter for letter; a dotted name that walks from
-an allowed object to another is another name. What is not in a table is refused when it is named,
-whether or not the file goes on to call it. For what is in a table, a function of this file notes
-down what was described. The real class or function is neither imported nor called.
+The real class or function is never imported or called. What makes a tensor or a plain container is
+in a table here, letter for letter, and a function of this file notes down what was described. What
+runs code by its nature is refused when it is named, whether or not the file goes on to call it
+(``refused``). Anything else becomes an ``Inert``: a note of the class and of what was said of it.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # what the pickles' writer goes by
 from collections.abc import Callable
 
 import torch
 
 from trunkline.errors import CheckpointError, UnsafeCheckpointError
 from trunkline.weights.reading.records import (
-    INERT,
     STORAGE_DTYPES,
     Array,
     Blob,
@@ -28,49 +28,16 @@ from trunkline.weights.reading.records import (
     contiguous,
     is_shape,
 )
+from trunkline.weights.reading.refused import is_refused
 
 ADVICE = (
     "Nothing was run. Ask its publisher for a safetensors file, or convert it yourself where "
     "nothing can be lost: a container without network, secrets or mounts."
 )
 _LONGEST_KEY = 4096
+_MOST_NESTED = 20_000  # tensors that plain pickle wrote: more than anybody reads
 _ENTRY_BYTES = 100  # what an entry of a dictionary costs at most, roughly
 
-# Metadata of training runs: kept in published files beside the weights, needed by none of them.
-_INERT_CLASSES = {
-    "addict.addict": ("Dict",),
-    "argparse": ("Namespace",),
-    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
-    "detectron2.config.config": ("CfgNode",),
-    "easydict": ("EasyDict",),
-    "fvcore.common.config": ("CfgNode",),
-    "mmcv.utils.config": ("ConfigDict",),
-    "mmengine.config.config": ("Config", "ConfigDict"),
-    "mmengine.logging.history_buffer": ("HistoryBuffer",),
-    "omegaconf.base": ("ContainerMetadata", "Metadata"),
-    "omegaconf.dictconfig": ("DictConfig",),
-    "omegaconf.listconfig": ("ListConfig",),
-    "omegaconf.nodes": ("AnyNode",),
-    "pathlib": ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
-    "pathlib._local": ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
-    "torch": ("device",),
-    "torch.serialization": ("_get_layout",),
-    "torch.torch_version": ("TorchVersion",),
-    "typing": ("Any",),
-    "vissl.utils.hydra_config": ("AttrDict",),
-    "yacs.config": ("CfgNode",),
-}
-_INERT = {Global(module, name) for module, names in _INERT_CLASSES.items() for name in names}
-
-# Named as an argument, never called: what a class derives from, what a defaultdict makes.
-_MARKERS = {
-    *(Global("builtins", name) for name in ("bool", "dict", "float", "int", "list", "object")),
-    *(Global("builtins", name) for name in ("str", "tuple")),
-    Global("numpy", "ndarray"),
-    Global("torch", "Tensor"),
-    Global("torch.nn.parameter", "Parameter"),
-}
-_TENSOR_TYPES = (Global("torch", "Tensor"), Global("torch.nn.parameter", "Parameter"))
 _STORAGES = {
     Global(module, name): dtype
     for module in ("torch", "torch.cuda", "torch.storage")
@@ -95,50 +62,54 @@ _OTHER_TENSORS = {
     "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
     "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
 }
-# Python 2 wrote these; numpy 2 moved its own.
-_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class Vocabulary:
     """Carries out what a pickle asks for, within a budget of bytes for copies."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, *, nested: bool = False) -> None:
         self.budget = budget
+        self.nested = nested
+        self.num_nested = 0
 
     def resolve(self, module: str, name: str) -> Global:
-        """Return a global as its two names.
+        """Return a global as its two names, those of today's Python.
 
         Raises:
-            UnsafeCheckpointError: It is none that a checkpoint needs.
+            UnsafeCheckpointError: It is one that runs code.
         """
-        module = _MODULES.get(module, module)
-        if module == "numpy.core" or module.startswith("numpy.core."):
+        # torch.save writes protocol 2, which has the names of Python 2: __builtin__.xrange.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        if module == "numpy.core" or module.startswith("numpy.core."):  # numpy 2 moved its own
             module = module.replace("numpy.core", "numpy._core", 1)
         asked = Global(module, name)
-        if asked in _CALLS or asked in _INERT or asked in _MARKERS:
-            return asked
-        if asked in _STORAGES or asked in _TORCH_DTYPES:
+        if asked in _CALLS or asked in _STORAGES or asked in _TORCH_DTYPES:
             return asked
         if module.partition(".")[0] == "torch" and name in _OTHER_TENSORS:
             raise UnsafeCheckpointError(f"asks for {_shown(asked)}, {_OTHER_TENSORS[name]}.")
-        raise UnsafeCheckpointError(
-            f"asks for {_shown(asked)}, which is neither an array nor a plain container. {ADVICE}"
-        )
+        if is_refused(asked):
+            raise UnsafeCheckpointError(
+                f"asks for {_shown(asked)}, which is neither an array nor a plain container, and "
+                f"runs code. {ADVICE}"
+            )
+        return asked
 
     def call(self, target: object, arguments: object) -> object:
         """Note down what calling a global would make.
 
         Raises:
-            UnsafeCheckpointError: The target is not one that may be called.
+            UnsafeCheckpointError: The target is no class or function.
             CheckpointError: Its arguments are not what its own pickles give it.
         """
-        if type(target) is not Global or (target not in _CALLS and target not in _INERT):
+        if type(target) is Inert:  # a bound method, a partial: whatever it gives is as inert
+            return Inert(target.kind)
+        if type(target) is not Global or target in _STORAGES or target in _TORCH_DTYPES:
             what = _shown(target) if type(target) is Global else f"a {type(target).__name__}"
             raise UnsafeCheckpointError(f"calls {what}, which makes no data. {ADVICE}")
         if type(arguments) is not tuple:
             raise CheckpointError(f"is damaged: {_shown(target)} is called without arguments.")
-        if target in _INERT:
-            return INERT
+        if target not in _CALLS:
+            return Inert(target)
         try:
             return _CALLS[target](self, *arguments)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -158,7 +129,9 @@ class Vocabulary:
                 self._fill(target, state)
             elif type(target) is DType:
                 _order(target, state)
-            elif type(target) not in (Inert, dict):  # a state dict's is its _metadata
+            elif type(target) is Inert:
+                target.state = state
+            elif type(target) not in (dict, Array, list):  # a state dict's is its _metadata
                 what = _shown(target) if type(target) is Global else f"a {type(target).__name__}"
                 raise UnsafeCheckpointError(f"changes {what}, which is no data. {ADVICE}")
         except (TypeError, ValueError) as error:
@@ -243,14 +216,12 @@ def _dtype(_: Vocabulary, code: object, *__: object) -> DType:
         code = code.decode("latin-1")
     if type(code) is not str or not re.fullmatch(r"[?a-zA-Z][0-9]{0,9}", code):
         raise ValueError("no dtype")
-    if code.startswith("O"):
-        raise UnsafeCheckpointError(f"holds a numpy array of Python objects. {ADVICE}")
     return DType(code)
 
 
 def _scalar(vocabulary: Vocabulary, dtype: object, data: object = b"") -> object:
     array = vocabulary.array(data, dtype, (), fortran=False)
-    return INERT if array.foreign else array.tensor().item()
+    return None if array.foreign else array.tensor().item()
 
 
 def _from_buffer(
@@ -279,8 +250,10 @@ def _tensor(
     stride: tuple[int, ...],
     *_rest: object,
     dtype: torch.dtype | None = None,
-) -> Array:
+) -> Array | Inert:
     """Describe a tensor. The rest is requires_grad, hooks and metadata: none of it is a weight."""
+    if type(typed) is Inert:
+        return typed
     if type(typed) is not TypedStorage:
         raise ValueError("no storage")
     array = Array(typed.storage, dtype or typed.dtype, shape, stride, offset)
@@ -288,26 +261,35 @@ def _tensor(
     return array
 
 
-def _tensor_v3(vocabulary: Vocabulary, *arguments: object) -> Array:
+def _tensor_v3(vocabulary: Vocabulary, *arguments: object) -> Array | Inert:
     asked = arguments[6] if len(arguments) > 6 else None
     if type(asked) is not Global or asked not in _TORCH_DTYPES:
         raise ValueError("no dtype")
     return _tensor(vocabulary, *arguments[:4], dtype=_TORCH_DTYPES[asked])  # type: ignore[arg-type]
 
 
-def _parameter(_: Vocabulary, array: object, *__: object) -> Array:
-    if type(array) is not Array:
+def _parameter(_: Vocabulary, array: object, *__: object) -> object:
+    if type(array) not in (Array, Inert):
         raise ValueError("no tensor")
+    return array
+
+
+def _moved(_: Vocabulary, array: object, dtype: object, *__: object) -> Array:
+    """Describe a tensor of another device (TPU, NPU, HPU), which is saved by way of the CPU's."""
+    if type(array) is not Array or array.foreign:
+        raise ValueError("no tensor")
+    # numpy has no bfloat16: then the numbers are wider than they were, and the same.
     return array
 
 
 def _from_type(
     vocabulary: Vocabulary, function: object, kind: object, arguments: object, _: object
 ) -> object:
-    """Describe a tensor that Python attributes were set on; they are left out."""
-    # Asking whether a set holds something hashes it: see put.
-    if kind not in _TENSOR_TYPES or type(function) is not Global or function not in _REBUILDS:
-        raise UnsafeCheckpointError(f"asks for a tensor of a class of its own. {ADVICE}")
+    """Describe a tensor of a class of its own, or with attributes: its numbers, nothing else."""
+    if type(kind) is not Global or type(function) is not Global:
+        raise ValueError("no class")
+    if function not in _REBUILDS:
+        return Inert(kind)
     return vocabulary.call(function, arguments)
 
 
@@ -326,6 +308,35 @@ def _dictionary(vocabulary: Vocabulary, pairs: object = ()) -> dict[object, obje
 def _given(_: Vocabulary, value: object = (), *__: object) -> object:
     # Not copied: a set is a list here, for nothing is hashed that a file makes up.
     return value
+
+
+def _reconstructed(
+    vocabulary: Vocabulary, kind: object, _base: object = None, entries: object = None
+) -> object:
+    """Describe an object of protocol 0 or 1, with the entries of a class that derives from dict."""
+    made = vocabulary.call(kind, ())
+    if type(made) is Inert and type(entries) is dict:
+        made.entries = entries
+    return made
+
+
+def _new(vocabulary: Vocabulary, kind: object, *arguments: object) -> object:
+    """Describe an object of protocol 2 in a pickle of protocol 0 or 1."""
+    return vocabulary.call(kind, arguments)
+
+
+def _from_bytes(vocabulary: Vocabulary, data: object) -> object:
+    """Read the file within the file that plain ``pickle.dump`` makes of each tensor.
+
+    Raises:
+        CheckpointError: It holds another, or there are more than a network has tensors.
+    """
+    from trunkline.weights.reading.torch_files import read_storage  # which reads by this module
+
+    vocabulary.num_nested += 1
+    if vocabulary.nested or vocabulary.num_nested > _MOST_NESTED:
+        raise CheckpointError("holds files within files within it, or too many of them.")
+    return read_storage(vocabulary.memory(data))
 
 
 def _encode(vocabulary: Vocabulary, text: object = "", encoding: object = "latin1") -> object:
@@ -363,21 +374,27 @@ _CALLS: dict[Global, Callable[..., object]] = {
     Global("_codecs", "encode"): _encode,
     Global("builtins", "bytearray"): _byte_string,
     Global("builtins", "bytes"): _byte_string,
-    Global("builtins", "complex"): lambda *_: INERT,
     Global("builtins", "frozenset"): _given,
-    Global("builtins", "range"): lambda *_: INERT,
     Global("builtins", "set"): _given,
-    Global("builtins", "slice"): lambda *_: INERT,
     Global("collections", "Counter"): _dictionary,
     Global("collections", "OrderedDict"): _dictionary,
     Global("collections", "defaultdict"): lambda *_: {},
-    Global("copyreg", "_reconstructor"): lambda vocabulary, kind, *_: vocabulary.call(kind, ()),
+    Global("copyreg", "_reconstructor"): _reconstructed,
+    Global("copyreg", "__newobj__"): _new,
+    Global("copyreg", "__newobj_ex__"): lambda vocabulary, kind, *_: vocabulary.call(kind, ()),
     Global("numpy", "dtype"): _dtype,
     Global("numpy._core.multiarray", "_reconstruct"): lambda *_: Array(),
     Global("numpy._core.multiarray", "scalar"): _scalar,
     Global("numpy._core.numeric", "_frombuffer"): _from_buffer,
     Global("torch", "Size"): _given,
+    Global("torch.storage", "_load_from_bytes"): _from_bytes,
     Global("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    Global("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _moved,
+    Global("torch._utils", "_rebuild_device_tensor_from_numpy"): _moved,
+    Global("torch._utils", "_rebuild_hpu_tensor"): _moved,
+    Global("torch._utils", "_rebuild_mlc_tensor"): _moved,
+    Global("torch._utils", "_rebuild_ort_tensor"): _moved,
+    Global("torch._utils", "_rebuild_xla_tensor"): _moved,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
     Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     Global("torch._utils", "_rebuild_tensor"): _tensor,
