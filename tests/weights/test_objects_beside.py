@@ -80,7 +80,7 @@ def collate(batch: list[Any]) -> list[Any]:
 def _objects() -> dict[str, Any]:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
-    parameter.sum().backward()
+    parameter.grad = torch.ones(2)
     optimizer.step()
     named = Names(["a"])
     named.origin = "here"  # type: ignore[attr-defined]

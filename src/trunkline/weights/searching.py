@@ -219,8 +219,8 @@ def find(
             f"{', '.join(sorted(checkpoint.tensors)[:3]) or '(the file holds no tensor)'}."
         )
     place, match = closest
-    error = refusal(backbone, match, place.tensors, place.prefix.removesuffix("."))
-    raise WeightsMismatchError(" ".join((str(error), *_as_objects(checkpoint, match, place))))
+    refused = refusal(backbone, match, place.tensors, place.prefix.removesuffix("."))
+    raise WeightsMismatchError(" ".join((str(refused), *_as_objects(checkpoint, match, place))))
 
 
 def _as_objects(checkpoint: Checkpoint, match: Match, place: Place) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """What a pickle may describe, written down and not yet done.
 
-Nothing here is an object that the file named. A tensor is a note of where its numbers lie, an object
-of somebody else's class an ``Inert`` with what was said of it, and a global is its two names. Only the
-tensors that are wanted in the end are made, as views of the mapped file.
+Nothing here is an object that the file named. A tensor is a note of where its numbers lie, an
+object of somebody else's class an ``Inert`` with what was said of it, and a global is its two
+names. Only the tensors that are wanted in the end are made, as views of the mapped file.
 """
 
 from __future__ import annotations
