@@ -21,6 +21,7 @@ from trunkline.benchmarking.memory import peak_memory
 from trunkline.benchmarking.peak import Peak, measure_peak
 from trunkline.benchmarking.report import BenchReport, BenchRow, PeakRow, Shape
 from trunkline.errors import ConfigError
+from trunkline.heads.classifier import as_network
 from trunkline.runtimes.calibration import CalibrationSource
 from trunkline.runtimes.fidelity import compare_maps
 from trunkline.runtimes.graphs import example_images
@@ -112,7 +113,10 @@ def bench(
 
     rows: list[BenchRow] = []
     with torch_threads(threads):
-        backbones = [seeded_backbone(name, chosen.weights) for name in names]
+        backbones = [
+            seeded_backbone(one, chosen.weights) if isinstance(one, str) else as_network(one)
+            for one in names
+        ]
         for backbone, shape in product(backbones, chosen.shapes):
             tell(f"{backbone.variant} at {'x'.join(map(str, shape))}")
             rows += _Cell(backbone, shape, chosen, threads).rows(peaks, clocks)

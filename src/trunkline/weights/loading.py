@@ -176,11 +176,33 @@ def load_weights(
         UnknownLayoutError: The names are of no known layout, or of several.
         WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
     """
+    read = understood(
+        backbone,
+        source,
+        layout,
+        prefix=prefix,
+        channel_map=channel_map,
+        allow_noncommercial=allow_noncommercial,
+        progress=progress,
+    )
+    return adopt(backbone, read)
+
+
+def understood(
+    backbone: Backbone,
+    source: WeightsLike,
+    layout: str = "auto",
+    *,
+    prefix: str | None = None,
+    channel_map: Sequence[int | None] | None = None,
+    allow_noncommercial: bool = False,
+    progress: Progress | None = None,
+) -> Read:
+    """Find and read what ``load_weights`` loads, for a backbone that is not touched yet."""
     located, checkpoint = opened(
         backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
     )
-    read = read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
-    return adopt(backbone, read)
+    return read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
 
 
 def adopt(backbone: Backbone, read: Read) -> LoadReport:

@@ -53,7 +53,7 @@ _WRAPPERS = (
     "_forward_module",  # Lightning Fabric
 )
 _WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
-_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc)?|fc|classifier(\.\d+)?)\.(weight|bias))")
+_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc|\.linear)?|fc|classifier(\.\d+)?)\.(weight|bias))")
 _COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
 
 _EMA = (

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import ACTS
@@ -64,6 +64,8 @@ class Statement:
         tag: Of the catalog's checkpoint that the weights come from.
         license: SPDX identifier of the weights' licence.
         source_sha256: Of the file that this one was converted from.
+        labels: Of the classifier in it, one name per class; None for no classifier or no names.
+        pool: What is before the classifier in it, None where nobody said: the mean.
         format: Of these words.
 
     Raises:
@@ -79,6 +81,8 @@ class Statement:
     tag: str | None = None
     license: str | None = None
     source_sha256: str | None = None
+    labels: tuple[str, ...] | None = None
+    pool: Literal["avg", "max"] | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
