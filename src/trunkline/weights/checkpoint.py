@@ -33,6 +33,7 @@ from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
 from trunkline.weights.reading.unwrapping import Leaf, check_names, scalars, unwrap
+from trunkline.weights.reading.words import words_beside
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
@@ -149,7 +150,7 @@ def _read(path: Path, *, prefer_ema: bool, hashed: bool) -> Checkpoint:
         metadata, root = _read_safetensors(path, data)
     else:
         kind, root = _read_pickled(data)
-        metadata = scalars(root)
+        metadata = words_beside(root) | scalars(root)
     found = unwrap(root, prefer_ema=prefer_ema)
     _check_claims(found.leaves, data.nbytes)
     tensors = {

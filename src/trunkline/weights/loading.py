@@ -21,10 +21,13 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.options import WeightsLike
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
+from trunkline.weights.caffe import MSRA, check_style, is_caffe, said_caffe
+from trunkline.weights.channels import mapped_preprocessing
 from trunkline.weights.checkpoint import Checkpoint, naming, read_checkpoint
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
 from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
 from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.sources import Located, locate
@@ -90,6 +93,7 @@ class Read:
         native: Its tensors under our names.
         statement: What it says of itself in our words, None for nothing.
         notes: What a reader of its report should know besides, in sentences.
+        channel_map: Which of the file's input channels feeds which, None for the rule.
     """
 
     located: Located
@@ -98,14 +102,17 @@ class Read:
     native: Native
     statement: Statement | None = None
     notes: tuple[str, ...] = ()
+    channel_map: Sequence[int | None] | None = None
 
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How its network wants its images, in RGB; None where nobody said."""
         if self.located.entry is not None:
-            return self.located.entry.preprocessing.in_rgb()
-        said = self.statement.preprocessing if self.statement else None
-        return said.in_rgb() if said else None
+            said: Preprocessing | None = self.located.entry.preprocessing
+        else:
+            said = self.statement.preprocessing if self.statement else None
+            said = MSRA if said is None and is_caffe(self.match) else said
+        return mapped_preprocessing(said.in_rgb() if said else None, self.channel_map)
 
     def report(self) -> LoadReport:
         """Return what was done, in the words of a report."""
@@ -215,8 +222,9 @@ def read_for(
     with naming(located.path):
         statement = statement_of(checkpoint)
     check_words(backbone, located, statement)
+    told = layout
     if layout == "auto":
-        layout = located.layout or _said_layout(checkpoint, statement)
+        layout = located.layout or _said_layout(backbone, checkpoint, statement)
     try:
         if layout in LAYOUTS:
             check_norm(backbone, LAYOUTS[layout])
@@ -227,18 +235,25 @@ def read_for(
     wanted = {name.upstream: checkpoint.tensors[name.upstream] for name in match.found.values()}
     check_kinds(wanted, located.path, checkpoint.tensors)
     try:
-        native = to_native(backbone, match, checkpoint.tensors, bgr=_is_bgr(match, located))
+        bgr = _is_bgr(match, located)
+        native = to_native(backbone, match, checkpoint.tensors, bgr=bgr, channel_map=channel_map)
     except WeightsMismatchError as error:
         raise _refused(error, backbone, located, checkpoint) from error
-    known = located.entry or statement
-    notes = () if known else doubts(backbone, located, checkpoint, match)
-    return Read(located, checkpoint, match, native, statement, notes)
+    notes: tuple[str, ...] = ()
+    if located.entry is None and statement is None:
+        if told == "auto" or is_caffe(match):
+            words = checkpoint.metadata
+            notes = check_style(backbone, match, checkpoint.tensors, words, located.path)
+        notes += doubts(backbone, located, checkpoint, match)
+    return Read(located, checkpoint, match, native, statement, notes, channel_map)
 
 
-def _said_layout(checkpoint: Checkpoint, statement: Statement | None) -> str:
+def _said_layout(backbone: Backbone, checkpoint: Checkpoint, statement: Statement | None) -> str:
     """Return the layout that a file itself names, ``"auto"`` where it names none."""
     if statement is not None:
         return statement.layout
+    if said_caffe(checkpoint.metadata) and MMPRETRAIN_RESNET_CAFFE.applies(backbone.architecture):
+        return MMPRETRAIN_RESNET_CAFFE.name
     # Its conversion leaves the stride and the colours as they were.
     return "detectron2" if checkpoint.metadata.get("__author__") == "torchvision" else "auto"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.weights.fused import norms_are_fused
 from trunkline.weights.layouts import get_layout, layouts_for
 from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, Name
 
@@ -193,7 +194,7 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
         if _fits_norm(known, kind) and _opens(backbone, tensors, known)
     ]
     fitting = [match for match in matches if match.complete]
-    free = [match for match in fitting if not match.layout.told]
+    free = [match for match in fitting if not match.layout.told or _proven(match, tensors)]
     if fitting and not free:
         raise UnknownLayoutError(f"{fitting[0].layout.told}.")
     if free and all(_same(match, free[0]) for match in free):
@@ -214,6 +215,12 @@ def recognise(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "
             f"{', '.join(sorted(tensors)[:3]) or '(the file holds no tensor)'}."
         )
     return _complete(backbone, best, tensors)
+
+
+def _proven(match: Match, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the numbers say what the names of a layout do not."""
+    found = {native: tensors[name.upstream] for native, name in match.found.items()}
+    return match.layout.fused and norms_are_fused(found)
 
 
 def check_norm(backbone: Backbone, layout: Layout) -> None:
@@ -274,7 +281,7 @@ def wrong_shapes(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]
     there = {native: name.upstream for native, name in match.found.items()} | match.beyond
     for native, name in there.items():
         has, needs = tensors[name].shape, wanted[native].shape
-        if native == first and len(has) == 4 and has[1] == 3:
+        if native == first and len(has) == 4 and has[1]:  # any number of channels is fitted
             has = torch.Size((has[0], needs[1], *has[2:]))
         if has != needs:
             wrong.append(f"{name} is {_size(tensors[name].shape)}, needs {_size(needs)}")

@@ -17,6 +17,7 @@ from trunkline.weights.layouts.mmpretrain import (
     MMPRETRAIN_RESNET,
     MMPRETRAIN_RESNET_CAFFE,
     MMPRETRAIN_RESNET_DEEP_STEM,
+    MMSEGMENTATION_RESNET_DEEP_STEM,
 )
 from trunkline.weights.layouts.native import TRUNKLINE
 from trunkline.weights.layouts.pycls import PYCLS, VISSL
@@ -51,6 +52,7 @@ LAYOUTS: dict[str, Layout] = {
         MMPRETRAIN_RESNET_CAFFE,
         MMPRETRAIN_RESNET_DEEP_STEM,
         MMPRETRAIN_REGNET,
+        MMSEGMENTATION_RESNET_DEEP_STEM,
         RTDETR_RESNET,
         RTDETR_DLA,
         DETECTRON2,
