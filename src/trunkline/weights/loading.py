@@ -33,6 +33,7 @@ from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
+from trunkline.weights.trial import trial
 
 logger = logging.getLogger(__name__)
 
@@ -181,10 +182,10 @@ def load_weights(
     )
     checkpoint = read_checkpoint(located.path)
     read = read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
-    return adopt(backbone, read)
+    return adopt(backbone, read, check=check)
 
 
-def adopt(backbone: Backbone, read: Read) -> LoadReport:
+def adopt(backbone: Backbone, read: Read, *, check: bool = False) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
     placed = assign(backbone, read.native.state)
     report = read.report()
@@ -192,6 +193,11 @@ def adopt(backbone: Backbone, read: Read) -> LoadReport:
         logger.warning("%s: %s", read.located.path, " ".join(said))
         report = replace(report, notes=(*report.notes, *said))
     backbone.preprocessing = read.preprocessing
+    if check:
+        tried = trial(backbone, read.preprocessing)
+        if tried.warnings:
+            logger.warning("%s: %s", read.located.path, " ".join(tried.warnings))
+        report = replace(report, notes=(*report.notes, *tried.warnings, tried.summary))
     backbone.load_report = report
     return report
 
