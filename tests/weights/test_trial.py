@@ -32,7 +32,7 @@ def trained() -> dict[str, torch.Tensor]:
             backbone(torch.cat(images) + 0.1 * torch.randn(4, 3, SIZE, SIZE))
         for name, value in backbone.named_parameters():
             if "norm" in name:
-                value += 0.01 * torch.randn_like(value)
+                value.add_(torch.randn_like(value), alpha=0.01)
     return backbone.state_dict()
 
 

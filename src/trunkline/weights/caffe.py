@@ -85,9 +85,7 @@ def check_style(
         return ()
     why = _FUSED if proven else _SAID
     if feature(backbone.architecture, "bottleneck"):
-        raise WeightsMismatchError(
-            f"{path}: {why}. Nothing was loaded. {_other_network(backbone, match)}"
-        )
+        raise WeightsMismatchError(f"{path}: {why}. {_other_network(backbone, match)}")
     note = (
         f"Of this file, {why}. It was taken for RGB; if its network takes BGR, say "
         "channel_map=(2, 1, 0)."
@@ -120,12 +118,12 @@ def _other_network(backbone: Backbone, match: Match) -> str:
     if feature(backbone.architecture, "groups") != 1:
         return (
             f"Such a network usually takes BGR, and may halve in the first 1×1 of a bottleneck, "
-            f"where {ours} halves in the 3×3; no name tells. {anyway}"
+            f"where {ours} halves in the 3×3; no name tells. Nothing was loaded. {anyway}"
         )
     return (
-        "So it is probably the network of Caffe's style, which halves in the first 1×1 of a "
+        "It is probably the network of Caffe's style, which halves in the first 1×1 of a "
         f"bottleneck and takes BGR; {ours} halves in the 3×3 and would give other maps of the same "
-        f"tensors. {_how(backbone.architecture)} {anyway}"
+        f"tensors. Nothing was loaded; {_how(backbone.architecture)} {anyway}"
     )
 
 
@@ -133,12 +131,12 @@ def _how(architecture: Architecture) -> str:
     for variant in list_backbones("resnet"):
         config = variant_config(variant)
         if feature(config, "stride_in_1x1") and _as_late(config) == architecture:
-            return f'Load it by create_backbone("{variant}", weights=PATH).'
+            return f'load it by create_backbone("{variant}", weights=PATH).'
     return (
-        "Load it into ResNet(dataclasses.replace(backbone.architecture, stride_in_1x1=True), "
+        "load it into ResNet(dataclasses.replace(backbone.architecture, stride_in_1x1=True), "
         f"weights=PATH, layout={MMPRETRAIN_RESNET_CAFFE.name!r})."
     )
 
 
 def _as_late(config: Architecture) -> Architecture:
-    return replace(config, stride_in_1x1=False)  # type: ignore[type-var, no-any-return]
+    return replace(config, stride_in_1x1=False)  # type: ignore[type-var]

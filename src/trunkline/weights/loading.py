@@ -30,6 +30,7 @@ from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
 from trunkline.weights.matching import Match, check_norm, norm_kind, recognise
 from trunkline.weights.numbers import check_kinds, quantized, unsound
+from trunkline.weights.relatives import called
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
@@ -236,7 +237,7 @@ def read_for(
             check_norm(backbone, LAYOUTS[layout])
         match = recognise(backbone, checkpoint.tensors, layout)
     except WeightsMismatchError as error:
-        hint = quantized(checkpoint.tensors)
+        hint = quantized(checkpoint.tensors) or _said_to_be(located, checkpoint)
         raise _refused(error, backbone, located, checkpoint, hint) from error
     wanted = {name.upstream: checkpoint.tensors[name.upstream] for name in match.found.values()}
     check_kinds(wanted, located.path, checkpoint.tensors)
@@ -262,6 +263,12 @@ def _said_layout(backbone: Backbone, checkpoint: Checkpoint, statement: Statemen
         return MMPRETRAIN_RESNET_CAFFE.name
     # Its conversion leaves the stride and the colours as they were.
     return "detectron2" if checkpoint.metadata.get("__author__") == "torchvision" else "auto"
+
+
+def _said_to_be(located: Located, checkpoint: Checkpoint) -> str:
+    """Return a sentence where a file that does not fit is called a network that is none of ours."""
+    found = called(located, checkpoint.metadata)
+    return f"{found}." if found else ""
 
 
 def _is_bgr(match: Match, located: Located) -> bool:

@@ -20,6 +20,7 @@ from trunkline.zoo import list_backbones
 _LONGEST = 64
 _DEPTH = r"\d{2,3}[a-z]{0,2}"
 _RESNET = r"(?:res(?:net|next))"
+_SIZES = r"(?:_(?:\d{1,2}s)?\d{1,3}(?:x\d{1,3}d|[ws]))*"  # such as _32x4d or _26w_4s
 
 
 @dataclass(frozen=True)
@@ -29,25 +30,32 @@ class Relative:
     Attributes:
         pattern: What its names are like: lower case, ``_`` for ``-``.
         differs: How it differs from the network that it resembles, in a clause.
-        untold: Its names and shapes can be those of one of ours.
+        infix: What stands in its name and not in that of the network whose names and shapes it has;
+            "" for one with tensors of its own.
     """
 
     pattern: str
     differs: str
-    untold: bool = False
+    infix: str = ""
+
+    @property
+    def untold(self) -> bool:
+        """Whether its names and shapes are those of a network that may be ours."""
+        return bool(self.infix)
 
 
 RELATIVES = (
-    Relative(rf"{_RESNET}aa{_DEPTH}", "average pools in front of its strides", untold=True),
-    Relative(rf"{_RESNET}blur{_DEPTH}", "blur pools in front of its strides", untold=True),
-    Relative(r"regnetv_?\d{3}", "SiLU in place of ReLU", untold=True),
+    Relative(rf"{_RESNET}aa{_DEPTH}{_SIZES}", "average pools in front of its strides", "aa"),
+    Relative(rf"{_RESNET}blur{_DEPTH}{_SIZES}", "blur pools in front of its strides", "blur"),
+    Relative(r"regnetv_?\d{3}", "norms in front of convolutions, SiLU in place of ReLU"),
+    Relative(r"regnety_?\d{3}s?_s?gn", "group norms, SiLU in place of ReLU"),
     Relative(rf"{_RESNET}{_DEPTH}(?:_32x4d)?_gn_ws", "weights standardised, group norms"),
     Relative(rf"{_RESNET}{_DEPTH}(?:_32x4d)?_gn", "group norms in place of batch norms"),
-    Relative(rf"(?:legacy_)?se{_RESNET}(?:aa|t)?{_DEPTH}", "squeeze-and-excitation"),
-    Relative(rf"(?:eca|ge|gc|sk|cot|bot|lambda|halo|cbam_){_RESNET}(?:aa)?{_DEPTH}", "attention"),
+    Relative(rf"(?:legacy_)?se{_RESNET}(?:aa|t)?{_DEPTH}{_SIZES}", "squeeze-and-excitation"),
+    Relative(rf"(?:eca|ge|gc|sk|cot|bot|lambda|halo){_RESNET}(?:aa)?{_DEPTH}{_SIZES}", "attention"),
     Relative(rf"cs3?p{_RESNET}{_DEPTH}", "cross-stage parts"),
-    Relative(r"resnest\d{2,3}[a-z]?", "split attention"),
-    Relative(r"res2ne(?:t|xt)\d{2,3}", "several scales in a block"),
+    Relative(rf"resnest\d{{2,3}}[a-z]?{_SIZES}", "split attention"),
+    Relative(rf"res2ne(?:t|xt)\d{{2,3}}d?{_SIZES}", "several scales in a block"),
     Relative(r"dla\d{2,3}x?_res2ne(?:t|xt)", "several scales in a block"),
     Relative(r"resnetrs\d{2,3}", "squeeze-and-excitation, another stem"),
     Relative(rf"(?:resnetv2_{_DEPTH}|preact_?resnet_?\d{{2,3}})", "norms in front of convolutions"),
@@ -77,6 +85,12 @@ class Called:
     who: str
     relative: Relative
     certain: bool
+
+    @property
+    def resembled(self) -> str:
+        """The network that has its names and shapes, "" where there is none."""
+        plain = _plain(self.name.rpartition("/")[2].partition(".")[0])
+        return plain.replace(self.relative.infix, "", 1) if self.relative.untold else ""
 
     def __str__(self) -> str:
         return f"{self.who} {self.name} ({self.relative.differs})"

@@ -259,18 +259,18 @@ def _check_relatives(
     found = called(located, checkpoint.metadata, config.architecture if config else "")
     if found is None:
         return ()
-    if found.certain and found.relative.untold:
+    twin = named_variant(found.resembled)
+    untold = twin is not None and _is(twin, backbone.architecture)
+    if found.certain and untold:
         raise WeightsMismatchError(
             f"{located.path}: {found}, which has the names and shapes of {_spoken(backbone)} and "
             "computes something else. Nothing was loaded; no variant here computes that. If the "
             "word is wrong, save its state dict alone, in a folder of its own."
         )
     note = f"{found}; it was taken for {_spoken(backbone)}."
-    if found.relative.untold:
+    if untold:
         note += " The two have the same names and shapes, so no tensor tells which it is."
         logger.warning("%s: %s", located.path, note)
-    else:
-        note += " None of that is among its tensors."
     return (note,)
 
 

@@ -130,7 +130,7 @@ def _watching(backbone: Backbone, maps: dict[str, Tensor], met: list[_Met]) -> I
         for name, stage in stages.items()
     ]
     handles += [
-        module.register_forward_pre_hook(hold(name))  # type: ignore[arg-type]
+        module.register_forward_pre_hook(hold(name))
         for name, module in backbone.named_modules()
         if isinstance(getattr(module, "running_var", None), Tensor)
     ]

@@ -85,6 +85,7 @@ MMPRETRAIN_RESNET_CAFFE = Layout(
     rules=_plain_rules,
     prefix="backbone.",
     bgr=True,
+    respell=((r"^fc\.", "head.fc."),),  # as torchvision calls it, whose names the rest has
     fused=True,
     told=(
         "these names do not say where the stride is or how the colours are ordered, and the norms "
