@@ -22,7 +22,13 @@ from trunkline.weights.layouts.mmpretrain import (
 from trunkline.weights.layouts.native import TRUNKLINE
 from trunkline.weights.layouts.pycls import PYCLS, VISSL
 from trunkline.weights.layouts.rtdetr import RTDETR_DLA, RTDETR_RESNET
-from trunkline.weights.layouts.timm import DLA, TIMM_DLA, TIMM_REGNET, TIMM_RESNET
+from trunkline.weights.layouts.timm import (
+    DLA,
+    TIMM_DLA,
+    TIMM_REGNET,
+    TIMM_RESNET,
+    TIMM_RESNET_GROUP_NORM,
+)
 from trunkline.weights.layouts.torchvision import TORCHVISION_REGNET, TORCHVISION_RESNET
 from trunkline.weights.layouts.transformers import (
     TRANSFORMERS_REGNET,
@@ -39,6 +45,7 @@ LAYOUTS: dict[str, Layout] = {
         TORCHVISION_RESNET,
         TORCHVISION_REGNET,
         TIMM_RESNET,
+        TIMM_RESNET_GROUP_NORM,
         TIMM_DLA,
         TIMM_REGNET,
         DLA,
