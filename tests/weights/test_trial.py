@@ -170,5 +170,9 @@ def test_fused_norms_are_told_from_those_that_were_never_trained() -> None:
         changed[f"stem.norm.{name}"][0] = value
         assert not norms_are_fused(changed)
         assert not never_trained(changed)
+    fresh = {f"stem.norm.{name}": value for name, value in nn.BatchNorm2d(4).state_dict().items()}
+    assert not norms_are_fused(fresh)
+    del fresh["stem.norm.num_batches_tracked"]  # which Caffe's files do not have
+    assert norms_are_fused(fresh)
     assert not norms_are_fused({"stem.norm.weight": torch.ones(4)})
     assert not never_trained({})

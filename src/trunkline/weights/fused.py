@@ -1,7 +1,8 @@
 """Norms that are no longer norms: Caffe's conversions fold the statistics into scale and shift.
 
 What is left are means of 0 and variances of 1. So has a network that was never trained, whose
-scales are still 1 (or 0) and whose shifts are still 0; the two are told apart by that.
+scales are still 1 (or 0), whose shifts are still 0, and whose norms have counted no batch, which
+Caffe's do not do at all; the two are told apart by that.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trunkline.weights.layouts.layout import BATCH_COUNTER
+
 _SLACK = 2e-5  # an epsilon may have been taken off the variance
 
 
 def norms_are_fused(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether all norms have neutral statistics, and learned scales or shifts.
+    """Return whether all norms have neutral statistics, and are not those of a fresh network.
 
     Args:
         tensors: Of a network, by our own names (``….norm.running_mean``).
     """
-    return _neutral(tensors) and not _untouched(tensors)
+    counted = any(name.endswith(BATCH_COUNTER) for name in tensors)
+    return _neutral(tensors) and not (counted and _untouched(tensors))
 
 
 def never_trained(tensors: Mapping[str, Tensor]) -> bool:

@@ -118,10 +118,25 @@ def _said(located: Located, metadata: Mapping[str, str], architecture: str) -> I
     yield from _within(located.path.name, "The file's name holds")
 
 
+# Words that need no pattern to be told from a relative's: a look before forty patterns.
+_PARTS_OF_OURS = {"regnetx", "regnety"}
+_SUSPICIOUS = {"gn", "gns", "sgn", "ws", "ibn", "clip", "nf", "skip", "preact", "legacy"}
+
+
+def _may_be(plain: str) -> bool:
+    """Return whether a word of a name is neither nothing nor one of our variants' names."""
+    ours = _PARTS_OF_OURS.union(*(variant.split("-") for variant in list_backbones()))
+    return any(
+        word in _SUSPICIOUS
+        or (any(root in word for root in ("res", "reg", "dla", "bit")) and word not in ours)
+        for word in re.split(r"[^a-z0-9]+", plain)
+    )
+
+
 def _as(name: str, who: str, *, certain: bool) -> Iterator[Called]:
     """Find a name that is that of a relative, whatever owner and tag stand around it."""
     plain = _plain(name.rpartition("/")[2].partition(".")[0])
-    if plain and len(plain) <= _LONGEST:
+    if len(plain) <= _LONGEST and _may_be(plain):
         for relative in RELATIVES:
             if re.fullmatch(relative.pattern, plain):
                 yield Called(legible(name), who, relative, certain)
@@ -130,6 +145,8 @@ def _as(name: str, who: str, *, certain: bool) -> Iterator[Called]:
 def _within(name: str, who: str) -> Iterator[Called]:
     """Find a relative among the words of a name, unless one of our variants is one of them too."""
     plain = _plain(name)[:_LONGEST]
+    if not _may_be(plain):
+        return
     for relative in RELATIVES:
         found = re.search(rf"(?<![a-z0-9])(?:{relative.pattern})(?![a-z0-9])", plain)
         if found is None:
