@@ -24,8 +24,8 @@ FLAGS = {
     "list": ["--family", "--help", "--json"],
     "info": ["--help", "--json", "name"],
     "features": [
-        *("--allow-noncommercial", "--backbone", "--help", "--json", "--levels", "--out", "--seed"),
-        *("--size", "--weights", "image"),
+        *("--allow-noncommercial", "--backbone", "--check", "--help", "--json", "--levels"),
+        *("--out", "--seed", "--size", "--weights", "image"),
     ],
     "classify": [
         *("--allow-noncommercial", "--backbone", "--help", "--json", "--layout", "--top"),

@@ -18,9 +18,11 @@ from trunkline.errors import UnknownLayoutError, WeightsMismatchError
 from trunkline.weights.caffe import MSRA
 from trunkline.weights.catalog import find
 from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
+from trunkline.weights.conversion import convert
 from trunkline.weights.loading import Read, read_for
 from trunkline.weights.reading.words import words_beside
 from trunkline.weights.sources import Located
+from trunkline.weights.statements import statement_of
 from trunkline.zoo import variant_config
 
 pytestmark = pytest.mark.usefixtures("weights_home")
@@ -54,7 +56,8 @@ def test_fused_norms_are_refused_with_the_way_to_load_them(variant: str) -> None
         "them. It is probably the network of Caffe's style, which halves in "
         f"the first 1×1 of a bottleneck and takes BGR; {variant} halves in the 3×3 and would give "
         "other maps of the same tensors. Nothing was loaded; load it by "
-        f'create_backbone("{variant}-caffe", weights=PATH). '
+        f'create_backbone("{variant}-caffe", weights=PATH), or convert it with '
+        f'variant="{variant}-caffe". '
         f"If it is {variant} after all, say layout='torchvision-resnet', and "
         "channel_map=(2, 1, 0) where it takes BGR."
     )
@@ -98,6 +101,19 @@ def test_the_right_network_takes_the_names_as_they_are(tmp_path: Path) -> None:
     # As the same network of detectron2's, whose row says it.
     assert backbone.preprocessing == MSRA
     assert find("resnet50-caffe", "detectron2-msra").preprocessing.in_rgb() == MSRA
+
+
+def test_a_conversion_is_told_which_network_it_is(tmp_path: Path) -> None:
+    torch.save(fused("resnet50"), tmp_path / "x.pth")
+    with pytest.raises(WeightsMismatchError, match='or convert it with variant="resnet50-caffe"'):
+        convert(tmp_path / "x.pth", tmp_path / "y.safetensors", "trunkline")
+    convert(tmp_path / "x.pth", tmp_path / "y.safetensors", "trunkline", variant="resnet50-caffe")
+    again = read_checkpoint(tmp_path / "y.safetensors")
+    assert statement_of(again) is not None
+    with torch.device("meta"):
+        backbone = create_backbone("resnet50-caffe", return_idx=(0,))
+    load_weights(backbone, tmp_path / "y.safetensors")
+    assert backbone.preprocessing == MSRA
 
 
 def test_norms_with_statistics_do_not_load_into_it_without_a_word() -> None:

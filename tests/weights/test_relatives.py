@@ -63,8 +63,8 @@ NAMES = {
     "res2net50": "several",
     "dla60_res2next": "several",
     "resnetrs50": "squeeze",
-    "resnet50_gn": "group norms in place",
-    "resnet50_gn.a1h_in1k": "group norms in place",
+    "resnet50_gn": "group norms",
+    "resnet50_gn.a1h_in1k": "group norms",
     "resnet50_gn_ws": "standardised",
     "resnext50_32x4d_gn": "group",
     "resnetv2_50": "norms in front",
@@ -189,6 +189,9 @@ def test_what_is_only_a_hint_is_said(caplog: pytest.LogCaptureFixture) -> None:
         "The file calls its network seresnet50 (squeeze-and-excitation); it was taken for resnet50."
     )
     assert not caplog.records
+    grouped = described_tensors("resnet50", "timm-resnet-group-norm")
+    backbone = on_meta("resnet50", norm="group")  # which is what such a name means
+    assert read(backbone, grouped, located("resnet50_gn.pth"), arch="resnet50_gn").notes == ()
 
 
 @pytest.mark.parametrize(

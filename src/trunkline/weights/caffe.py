@@ -131,7 +131,10 @@ def _how(architecture: Architecture) -> str:
     for variant in list_backbones("resnet"):
         config = variant_config(variant)
         if feature(config, "stride_in_1x1") and _as_late(config) == architecture:
-            return f'load it by create_backbone("{variant}", weights=PATH).'
+            return (
+                f'load it by create_backbone("{variant}", weights=PATH), or convert it with '
+                f'variant="{variant}".'
+            )
     return (
         "load it into ResNet(dataclasses.replace(backbone.architecture, stride_in_1x1=True), "
         f"weights=PATH, layout={MMPRETRAIN_RESNET_CAFFE.name!r})."

@@ -32,11 +32,13 @@ class Relative:
         differs: How it differs from the network that it resembles, in a clause.
         infix: What stands in its name and not in that of the network whose names and shapes it has;
             "" for one with tensors of its own.
+        norm: The ``norm`` that makes the difference here too, "" where nothing does.
     """
 
     pattern: str
     differs: str
     infix: str = ""
+    norm: str = ""
 
     @property
     def untold(self) -> bool:
@@ -50,7 +52,7 @@ RELATIVES = (
     Relative(r"regnetv_?\d{3}", "norms in front of convolutions, SiLU in place of ReLU"),
     Relative(r"regnety_?\d{3}s?_s?gn", "group norms, SiLU in place of ReLU"),
     Relative(rf"{_RESNET}{_DEPTH}(?:_32x4d)?_gn_ws", "weights standardised, group norms"),
-    Relative(rf"{_RESNET}{_DEPTH}(?:_32x4d)?_gn", "group norms in place of batch norms"),
+    Relative(rf"{_RESNET}{_DEPTH}(?:_32x4d)?_gn", "group norms", norm="group"),
     Relative(rf"(?:legacy_)?se{_RESNET}(?:aa|t)?{_DEPTH}{_SIZES}", "squeeze-and-excitation"),
     Relative(rf"(?:eca|ge|gc|sk|cot|bot|lambda|halo){_RESNET}(?:aa)?{_DEPTH}{_SIZES}", "attention"),
     Relative(rf"cs3?p{_RESNET}{_DEPTH}", "cross-stage parts"),

@@ -35,7 +35,7 @@ from trunkline.weights.hub import fetch_hf
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.layout import Layout, feature
 from trunkline.weights.lookalikes import computes_alike, difference, lookalikes
-from trunkline.weights.matching import Match, stage_of
+from trunkline.weights.matching import Match, norm_kind, stage_of
 from trunkline.weights.reading.words import NAMES
 from trunkline.weights.relatives import called
 from trunkline.weights.sources import Located, known_by_hash
@@ -257,7 +257,7 @@ def _check_relatives(
     config = _config_in_folder(located)
     _check_act(backbone, located, config)
     found = called(located, checkpoint.metadata, config.architecture if config else "")
-    if found is None:
+    if found is None or found.relative.norm == norm_kind(backbone):
         return ()
     twin = named_variant(found.resembled)
     untold = twin is not None and _is(twin, backbone.architecture)
