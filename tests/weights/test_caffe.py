@@ -15,11 +15,12 @@ from upstream_files import hollow_tensors, on_meta
 
 from trunkline import Backbone, ResNet, create_backbone, load_weights
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
-from trunkline.weights.caffe import MSRA
+from trunkline.weights.caffe import MSRA, check_style
 from trunkline.weights.catalog import find
 from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
 from trunkline.weights.conversion import convert
 from trunkline.weights.loading import Read, read_for
+from trunkline.weights.matching import recognise
 from trunkline.weights.reading.words import words_beside
 from trunkline.weights.sources import Located
 from trunkline.weights.statements import statement_of
@@ -157,6 +158,34 @@ def test_a_config_that_says_caffe_is_heard() -> None:
     assert ours.preprocessing == MSRA
     assert "its config says style='caffe'" in ours.notes[0]
     assert read(on_meta("resnet50"), tensors, style="pytorch").match.complete
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "variant", "word"),
+    [
+        ("resnet50_caffe-788b5fa3.pth", "given", "resnet50", "caffe"),
+        ("resnet50_msra-5891d200.pth", "given", "resnet50", "msra"),
+        ("x.pth", "hf://me/mask_rcnn_r50_caffe_fpn", "resnet50", "caffe"),
+        ("caffeine.pth", "given", "resnet50", None),
+        ("caffe/x.pth", "given", "resnet50", None),
+        ("resnet18_caffe.pth", "given", "resnet18", None),
+    ],
+)
+def test_a_name_alone_is_a_hint(
+    caplog: pytest.LogCaptureFixture, name: str, source: str, variant: str, word: str | None
+) -> None:
+    located = Located(source=source, path=Path(name), sha256="")
+    tensors = hollow_tensors("torchvision-resnet", variant)
+    backbone = on_meta(variant)
+    match = recognise(backbone, tensors)
+    with caplog.at_level(logging.WARNING):
+        notes = check_style(backbone, match, tensors, {}, located)
+    if word is None:
+        assert notes == ()
+        assert not caplog.records
+    else:
+        assert notes[0].startswith(f"The file's name holds {word!r}, and its norms have statistics")
+        assert "it was taken for resnet50: stride in the 3×3" in caplog.text
 
 
 def test_words_are_read_from_where_scripts_put_them(tmp_path: Path) -> None:

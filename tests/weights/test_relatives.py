@@ -160,6 +160,7 @@ def test_the_same_names_and_another_function_are_refused_on_a_sure_word(tmp_path
         read(on_meta("resnet50"), tensors, located(source="hf://timm/resnetblur50.bt_in1k"))
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnextaa50_32x4d"}))
     beside = tmp_path / "x.pth"
+    beside.touch()
     pooled = described_tensors("resnext50-32x4d", "timm-resnet")
     with pytest.raises(
         WeightsMismatchError, match=r"config\.json beside the file says resnextaa50"
@@ -212,6 +213,7 @@ def test_the_activation_of_a_config_is_heard(
     tmp_path: Path, config: dict[str, Any], act: str, refused: str | None
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "regnet", **config}))
+    (tmp_path / "model.safetensors").touch()
     where = located(str(tmp_path / "model.safetensors"), str(tmp_path / "model.safetensors"))
     tensors = described_tensors("regnet-y-004", "transformers-regnet")
     backbone = on_meta("regnet-y-004", act=act)
@@ -221,6 +223,17 @@ def test_the_activation_of_a_config_is_heard(
         said = rf"hidden_act .*backbone has act='{act}'.*; build it with act='{refused}'"
         with pytest.raises(WeightsMismatchError, match=said):
             read(backbone, tensors, where)
+
+
+def test_what_comes_from_memory_has_no_config_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetaa50"}))
+    tensors = described_tensors("resnet50", "timm-resnet")
+    assert read(
+        on_meta("resnet50"), tensors, located("a state dict", "a state dict")
+    ).match.complete
 
 
 def test_a_strict_load_that_fails_says_what_the_file_is_called() -> None:

@@ -8,19 +8,21 @@ numbers, for their norms have no statistics left, or a config that says ``style=
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.errors import WeightsMismatchError
 from trunkline.preprocessing import Preprocessing
+from trunkline.weights.files.huggingface import SCHEME
 from trunkline.weights.fused import norms_are_fused
 from trunkline.weights.layouts.layout import feature
 from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
 from trunkline.weights.matching import Match
+from trunkline.weights.sources import Located
 from trunkline.zoo import list_backbones, variant_config
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ MSRA = Preprocessing(
     channel_order="RGB",
 )
 """What Caffe's ResNets want, once the stem is turned to RGB: means taken off, nothing divided."""
+
+_NAMED = (CAFFE, "msra")  # as mmdetection's files are called
 
 _FUSED = "all means of its norms are 0 and all variances 1, as Caffe's conversions leave them"
 _SAID = "its config says style='caffe'"
@@ -59,7 +63,7 @@ def check_style(
     match: Match,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    path: Path,
+    located: Located,
 ) -> tuple[str, ...]:
     """Refuse a file of Caffe's style for a network of another, unless its layout was said.
 
@@ -68,7 +72,7 @@ def check_style(
         match: How its names were read.
         tensors: What it holds.
         metadata: What it says beside that.
-        path: Of the file.
+        located: Where it came from.
 
     Returns:
         What the reader of a report should know of the style, in sentences.
@@ -82,16 +86,35 @@ def check_style(
         return ()
     proven = norms_are_fused(by_our_names(match, tensors))
     if not proven and not said_caffe(metadata):
-        return ()
+        return tuple(_hint(backbone, located))
     why = _FUSED if proven else _SAID
     if feature(backbone.architecture, "bottleneck"):
-        raise WeightsMismatchError(f"{path}: {why}. {_other_network(backbone, match)}")
+        raise WeightsMismatchError(f"{located.path}: {why}. {_other_network(backbone, match)}")
     note = (
         f"Of this file, {why}. It was taken for RGB; if its network takes BGR, say "
         "channel_map=(2, 1, 0)."
     )
-    logger.warning("%s: %s", path, note)
+    logger.warning("%s: %s", located.path, note)
     return (note,)
+
+
+def _hint(backbone: Backbone, located: Located) -> Iterator[str]:
+    """Say, where it hangs on no more than a name, that a file may be of this style."""
+    is_hub = located.source.startswith(SCHEME)
+    name = located.source if is_hub else located.path.name  # not the folders that it lies in
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    found = next((word for word in words if word in _NAMED), None)
+    if found is None or not feature(backbone.architecture, "bottleneck"):
+        return
+    ours = backbone.variant or "this network"
+    note = (
+        f"The file's name holds {found!r}, and its norms have statistics of their own; it was "
+        f"taken for {ours}: stride in the 3×3 of a bottleneck, RGB. If it is of Caffe's style, "
+        f"build the network with the stride in the first 1×1 (…-caffe) and say "
+        f"layout={MMPRETRAIN_RESNET_CAFFE.name!r}."
+    )
+    logger.warning("%s: %s", located.path, note)
+    yield note
 
 
 def by_our_names(match: Match, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ def read_for(
     if located.entry is None and statement is None:
         if told == "auto" or is_caffe(match):
             words = checkpoint.metadata
-            notes = check_style(backbone, match, checkpoint.tensors, words, located.path)
+            notes = check_style(backbone, match, checkpoint.tensors, words, located)
         notes += doubts(backbone, located, checkpoint, match)
     return Read(located, checkpoint, match, native, statement, notes, channel_map)
 

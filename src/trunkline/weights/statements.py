@@ -340,7 +340,10 @@ class HubConfig:
 
 def _config_in_folder(located: Located) -> HubConfig | None:
     # Of the Hub it is asked for only where a choice hangs on it: it is one more file to wait for.
-    return None if located.source.startswith(SCHEME) else config_beside(located)
+    # What came from memory has no folder.
+    if located.source.startswith(SCHEME) or not located.path.is_file():
+        return None
+    return config_beside(located)
 
 
 def config_beside(located: Located) -> HubConfig | None:
