@@ -83,9 +83,8 @@ def create_backbone(
         ((512, 128), (32, 8))
     """
     config = variant_config(name)
-    if weights == "default" and (checkpoint := named_checkpoint(name)) is not None:
-        weights = checkpoint
-    return build_backbone(config, weights=weights, return_idx=return_idx, **options)
+    chosen = weights_of_name(name, weights) if isinstance(weights, str) else weights
+    return build_backbone(config, weights=chosen, return_idx=return_idx, **options)
 
 
 def build_backbone(
@@ -164,6 +163,17 @@ def named_checkpoint(name: str) -> str | None:
     if _is_known(plain) or (asked := parted(plain)) is None or not _is_known(asked.network):
         return None
     return asked.checkpoint
+
+
+def weights_of_name(name: str, weights: str) -> str:
+    """Return which weights are meant by ``weights`` beside a name, which may say a checkpoint.
+
+    Args:
+        name: As for ``create_backbone``.
+        weights: ``"default"`` is the checkpoint that the name says, where it says one; anything
+            else stays what it is.
+    """
+    return (named_checkpoint(name) or weights) if weights == "default" else weights
 
 
 def _is_known(plain: str) -> bool:

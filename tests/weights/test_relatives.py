@@ -231,9 +231,8 @@ def test_what_comes_from_memory_has_no_config_beside_it(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetaa50"}))
     tensors = described_tensors("resnet50", "timm-resnet")
-    assert read(
-        on_meta("resnet50"), tensors, located("a state dict", "a state dict")
-    ).match.complete
+    where = located("a state dict", "a state dict")
+    assert read(on_meta("resnet50"), tensors, where).match.complete
 
 
 def test_a_strict_load_that_fails_says_what_the_file_is_called() -> None:

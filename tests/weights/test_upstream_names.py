@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 
 import pytest
 
 from trunkline import create_backbone, list_backbones
 from trunkline.backbones.upstream_names import CHECKPOINTS
+from trunkline.cli.loaded import build_network
 from trunkline.errors import OfflineError, UnknownVariantError, WeightsNotFoundError
+from trunkline.heads.classifier import load_classifier
 from trunkline.weights.catalog import entries, find
 from trunkline.weights.catalog.entry import spelled
 from trunkline.weights.catalog.lookup import tag_of_enum
+from trunkline.weights.conversion import convert
 from trunkline.zoo import canonical_name, named_checkpoint
 
 pytestmark = pytest.mark.usefixtures("weights_home")
@@ -62,6 +66,20 @@ def test_default_weights_are_those_that_the_name_says(monkeypatch: pytest.Monkey
         create_backbone("resnet18.a2_in1k", weights="timm-a1-in1k", return_idx=(0,))
     backbone = create_backbone("resnet18.a2_in1k", return_idx=(0,))
     assert (backbone.variant, backbone.load_report) == ("resnet18", None)
+
+
+def test_every_door_hears_the_checkpoint_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_OFFLINE", "1")
+    name, said = "resnet18.a2_in1k", r"resnet18\.timm-a2-in1k"
+    assert find(name).tag == "timm-a2-in1k"
+    with pytest.raises(OfflineError, match=said):
+        load_classifier(name, "default")
+    with pytest.raises(OfflineError, match=said):
+        convert("default", tmp_path / "x.pth", "timm", variant=name)
+    with pytest.raises(OfflineError, match=said):
+        build_network(name, "default", (0,), seed=0, allow_noncommercial=False)
 
 
 def test_a_checkpoint_that_is_none_names_the_closest() -> None:

@@ -81,6 +81,7 @@ def build_network(
 
     import trunkline
     from trunkline.weights.loading import load_weights
+    from trunkline.zoo import weights_of_name
 
     random = weights == "none"
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
@@ -90,7 +91,7 @@ def build_network(
         with download_bars() as progress:
             load_weights(
                 network,
-                weights,
+                weights_of_name(name, weights),
                 check=check,
                 allow_noncommercial=allow_noncommercial,
                 progress=progress,

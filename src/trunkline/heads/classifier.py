@@ -25,7 +25,7 @@ from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import LoadReport, Read, adopt, read_for
 from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import locate
-from trunkline.zoo import create_backbone
+from trunkline.zoo import create_backbone, weights_of_name
 
 IMAGENET_1K = "imagenet-1k"
 
@@ -111,6 +111,8 @@ def load_classifier(
     """
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=(3,))
+    if isinstance(weights, str):
+        weights = weights_of_name(name, weights)
     located = locate(
         backbone.variant, weights, allow_noncommercial=allow_noncommercial, progress=progress
     )

@@ -90,6 +90,7 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
     """
     name = zoo.canonical_name(variant)
     rows = entries(name)
+    tag = zoo.weights_of_name(variant, tag)
     if tag == DEFAULT:
         pinned, why = default(name)
         if pinned is None:
