@@ -24,16 +24,16 @@ FLAGS = {
     "list": ["--family", "--help", "--json"],
     "info": ["--help", "--json", "name"],
     "features": [
-        *("--allow-noncommercial", "--backbone", "--help", "--json", "--levels", "--out", "--seed"),
-        *("--size", "--weights", "image"),
+        *("--allow-noncommercial", "--backbone", "--check", "--help", "--json", "--levels"),
+        *("--out", "--seed", "--size", "--weights", "image"),
     ],
     "classify": [
-        *("--allow-noncommercial", "--backbone", "--help", "--json", "--layout", "--top"),
-        *("--weights", "image"),
+        *("--allow-noncommercial", "--backbone", "--help", "--json", "--labels", "--layout"),
+        *("--prefix", "--size", "--top", "--weights", "images"),
     ],
     "convert": [
-        *("--allow-noncommercial", "--help", "--json", "--layout", "--to", "--variant"),
-        *("dst", "src"),
+        *("--allow-noncommercial", "--help", "--json", "--layout", "--prefix", "--to"),
+        *("--variant", "--without-classifier", "dst", "src"),
     ],
     "deploy": [
         *("--allow-noncommercial", "--calibration", "--explain", "--help", "--json", "--levels"),

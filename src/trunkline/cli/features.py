@@ -11,6 +11,7 @@ import typer
 
 from trunkline.cli.loaded import (
     AgreeOption,
+    CheckOption,
     SeedOption,
     WeightsOption,
     build_network,
@@ -54,6 +55,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
     ] = None,
+    check: CheckOption = False,
     allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -66,7 +68,12 @@ def features_command(  # one parameter per flag, one entry per key of the report
     photo = decode_image(image)
     random = weights == "none"
     network = build_network(
-        backbone, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
+        backbone,
+        weights,
+        return_idx,
+        seed=seed,
+        allow_noncommercial=allow_noncommercial,
+        check=check,
     )
     chosen = preprocessing_of(network)
     if size is not None:

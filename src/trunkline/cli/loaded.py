@@ -32,6 +32,12 @@ AgreeOption = Annotated[
     bool,
     typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
 ]
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Run one image through the loaded network; say what is dead or exploding."
+    ),
+]
 TrustOption = Annotated[
     bool,
     typer.Option(
@@ -68,12 +74,14 @@ def build_network(
     *,
     seed: int,
     allow_noncommercial: bool,
+    check: bool = False,
 ) -> Backbone:
     """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
     import torch
 
     import trunkline
     from trunkline.weights.loading import load_weights
+    from trunkline.zoo import weights_of_name
 
     random = weights == "none"
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
@@ -82,7 +90,11 @@ def build_network(
     if not random:  # a network without numbers until here: they all come from the file
         with download_bars() as progress:
             load_weights(
-                network, weights, allow_noncommercial=allow_noncommercial, progress=progress
+                network,
+                weights_of_name(name, weights),
+                check=check,
+                allow_noncommercial=allow_noncommercial,
+                progress=progress,
             )
     return network
 

@@ -28,7 +28,7 @@ from trunkline.weights.hub import Progress
 from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import LoadReport, Read, adopt, understood
 from trunkline.weights.numbers import check_kinds, unsound
-from trunkline.zoo import create_backbone
+from trunkline.zoo import create_backbone, weights_of_name
 
 Pool = Literal["avg", "max"]
 IMAGENET_1K = "imagenet-1k"
@@ -205,7 +205,9 @@ def create_classifier(
         )
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=return_idx, **built)
-    loading.pop("check", None)
+    check = bool(loading.pop("check", False))
+    if isinstance(weights, str):
+        weights = weights_of_name(name, weights)
     read = understood(backbone, weights, **cast(Any, loading))
     held = _classes_in(read, backbone)
     known = read.statement.labels if read.statement else None
@@ -217,7 +219,7 @@ def create_classifier(
     fits = held is not None and num_classes in (None, held)
     if fits and labels is not None and known is not None and tuple(labels) != known:
         fits = False  # as many, and others
-    report = adopt(backbone, read)
+    report = adopt(backbone, read, check=check)
     if fits:
         head = create_head(backbone, read, pool)
         backbone.load_report = report_with_head(report, head, read)
@@ -262,6 +264,8 @@ def load_classifier(
     """
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=(3,))
+    if isinstance(weights, str):
+        weights = weights_of_name(name, weights)
     read = understood(
         backbone,
         weights,

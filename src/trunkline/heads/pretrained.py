@@ -98,7 +98,7 @@ def _about(model: Classifier) -> str:
     )
 
 
-def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone | Classifier:
+def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Any:
     """Build the backbone or the classifier that ``save_pretrained`` wrote.
 
     Args:
@@ -106,8 +106,8 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone 
         **options: Options of the backbone to change, such as ``return_idx`` or ``frozen_stages``.
 
     Returns:
-        What was saved, with its weights and its preprocessing: a backbone in training mode, a
-        classifier in eval mode.
+        What was saved, with its weights and its preprocessing: a ``Backbone`` in training mode, or
+        a ``Classifier`` in eval mode.
 
     Raises:
         WeightsNotFoundError: No such folder or repository, or no config in it.

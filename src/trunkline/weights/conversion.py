@@ -39,7 +39,7 @@ from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
-from trunkline.zoo import canonical_name, variant_config
+from trunkline.zoo import canonical_name, variant_config, weights_of_name
 
 _GROUP_NORMS = ("detectron2", "trunkline")  # the targets that have such norms under these names
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pyth", ".pkl")
@@ -117,6 +117,8 @@ def convert(
     """
     _check_target(Path(dst), to)
     named = None if variant is None else canonical_name(variant)
+    if variant is not None and isinstance(src, str):
+        src = weights_of_name(variant, src)
     located = locate(named, src, allow_noncommercial=allow_noncommercial, progress=progress)
     checkpoint = read_checkpoint(located.path)
     with naming(located.path):

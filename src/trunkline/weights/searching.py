@@ -199,7 +199,7 @@ def find(
         matches = survey(backbone, place.tensors, place.layout.name if place.layout else layout)
         sound = [m for m in matches if not wrong_shapes(backbone, m, place.tensors)]
         try:
-            match = settled(sound, asked=asked)
+            match = settled(sound, place.tensors, asked=asked)
         except UnknownLayoutError as error:
             unclear = unclear or error
             continue
