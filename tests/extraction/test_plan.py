@@ -316,12 +316,11 @@ def test_source_without_images_is_refused_and_leaves_no_plan(
     assert not (tmp_path / "plan").exists()
 
 
-def test_key_that_two_images_have_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\na.jpg\n")
-    plan = Plan(tmp_path / "plan", source_of(tmp_path / "list.txt"), 10)
-    with pytest.raises(SourceError, match=r"list\.txt has 2 images of the key 'a\.jpg'.* sort -u"):
-        plan.extend()
-    assert not (tmp_path / "plan").exists()
+def test_of_a_key_that_two_images_have_the_second_says_so(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\na.jpg\na.jpg\nc.jpg\n")
+    for size in (10, 4):  # also where the second is what a listing goes on behind
+        plan = Plan(tmp_path / f"plan-{size}", source_of(tmp_path / "list.txt"), size)
+        assert all_keys(plan) == ["a.jpg", "b.jpg", "a.jpg (again: 2)", "a.jpg (again: 3)", "c.jpg"]
 
 
 def test_damaged_plan_file_is_refused(photos: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trunkline.errors import ConfigError, SourceError
-from trunkline.extraction import sources, walking
+from trunkline.extraction import list_files, sources, walking
 from trunkline.extraction.locations import local_path
 from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item
@@ -252,7 +252,7 @@ def test_list_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = tmp_path / "list.lst"
     path.write_text("a.jpg\nb.jpg\nc.jpg\n")
     read = 0
-    lines = sources._lines
+    lines = list_files._lines
 
     def counting(*arguments: Any) -> Iterator[str]:
         nonlocal read
@@ -260,7 +260,7 @@ def test_list_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             read += 1
             yield line
 
-    monkeypatch.setattr(sources, "_lines", counting)
+    monkeypatch.setattr(list_files, "_lines", counting)
     assert [item.key for item in islice(list_items(source_of(path)), 2)] == ["a.jpg", "b.jpg"]
     assert read == 2
 
@@ -268,7 +268,8 @@ def test_list_is_read_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_list_may_be_longer_than_what_is_read_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_LINE_BYTES", 40)
+    monkeypatch.setattr(list_files, "_LINE_BYTES", 40)
+    monkeypatch.setattr(list_files, "_READ_BYTES", 40)
     lines = [f"{'x' * (number % 30)}é.jpg" for number in range(30)]
     path = tmp_path / "list.txt"
     path.write_text("\n".join(lines))
@@ -335,7 +336,7 @@ def test_folder_that_may_not_be_read_is_refused(
         ("nowhere.tar", "does not exist; check the path"),
         ("nowhere.parquet", "does not exist; check the path"),
         ("photos/b.jpg", "is one image; give its folder"),
-        ("file.csv", "is of no known kind. Give a folder of images"),
+        ("file.xlsx", "is of no known kind. Give a folder of images"),
         ("data.tar.gz", "is compressed, .* unpack it into a .tar"),
         ("data.TGZ", "is compressed"),
         ("photos/*.tar.zst", "is compressed"),
@@ -343,7 +344,7 @@ def test_folder_that_may_not_be_read_is_refused(
     ],
 )
 def test_what_is_no_source_is_refused(photos: Path, name: str, message: str) -> None:
-    touch(photos.parent, "file.csv", "data.tar.gz")
+    touch(photos.parent, "file.xlsx", "data.tar.gz")
     os.mkfifo(photos.parent / "pipe.txt")
     with pytest.raises(SourceError, match=message):
         source_of(photos.parent / name)

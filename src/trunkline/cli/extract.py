@@ -224,6 +224,15 @@ def run_command(  # one parameter per flag
         _print_summary(report)
     if report.stopped and not report.complete:
         raise typer.Exit(128 + stopping.number)
+    if report.images and report.failed == report.images:
+        from trunkline.extraction.checking import stats
+
+        reason, times = next(iter(stats(out).failures), ("", 0))
+        say(
+            f"trunkline: error: all {report.images} images failed; {times} times: "
+            f"{one_line(reason)}"
+        )
+        raise typer.Exit(1)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

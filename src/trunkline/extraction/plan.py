@@ -22,11 +22,9 @@ import os
 import re
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 
 from trunkline.errors import ConfigError, SourceError, StoreError
@@ -40,7 +38,7 @@ from trunkline.extraction.durable import (
     writing,
 )
 from trunkline.extraction.plan_files import PlanFile, read_totals, write_items
-from trunkline.extraction.records import Item
+from trunkline.extraction.records import Item, told_apart
 from trunkline.extraction.sources import Source, list_items
 
 COMPLETE = "complete.json"
@@ -99,7 +97,7 @@ class Plan:
             Whether there are more shards now; False once the listing is complete.
 
         Raises:
-            SourceError: The source cannot be listed, has no images, or gives a key twice.
+            SourceError: The source cannot be listed or has no images.
             OutputError: The plan cannot be written.
             StoreError: A plan file of another process is damaged.
         """
@@ -207,7 +205,6 @@ class Plan:
                 f"{self._source.location} has no images: it was taken for a "
                 f"{self._source.kind}. {_LOOKED_FOR[self._source.kind]}"
             )
-        _check_keys(items, self._source)
         if not self._publish(shard, items) and self._file(shard).items() != items:
             self._drop_listing()  # the source has changed between that listing and ours
         self._counts = self._counted(shard + 1)
@@ -218,7 +215,7 @@ class Plan:
             self._catch_up(shard, after)
             if self._listing is None:
                 self._listing = list_items(self._source, after, shard * self.shard_size)
-            items = list(islice(self._listing, self.shard_size))
+            items = told_apart(list(islice(self._listing, self.shard_size)))
         except BaseException:
             self._drop_listing()  # a generator that has raised would seem to be at its end
             raise
@@ -241,7 +238,7 @@ class Plan:
         last = None
         for last in islice(self._listing, behind * self.shard_size):  # noqa: B007
             pass
-        if last != after:
+        if last != after:  # a folder gives no key twice
             self._drop_listing()
 
     def _drop_listing(self) -> None:
@@ -297,17 +294,6 @@ _LOOKED_FOR = {
     "parquet": "Every row counts.",
     "tar": "Members count by their ending (.jpg, .png, …), and hidden ones do not.",
 }
-
-
-def _check_keys(items: list[Item], source: Source) -> None:
-    counted = Counter(item.key for item in items)
-    key, times = max(counted.items(), key=itemgetter(1), default=("", 0))
-    if times > 1:
-        raise SourceError(
-            f"{source.location} has {times} images of the key {key!r}, which must tell one image "
-            "from all others; leave out the repeated ones (of a list: sort -u), or give another "
-            "key_column."
-        )
 
 
 def _put_first(written: Path, target: Path) -> bool:

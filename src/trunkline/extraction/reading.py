@@ -22,7 +22,7 @@ from trunkline.extraction.locations import (
     resolved,
     split_name,
 )
-from trunkline.extraction.records import Item
+from trunkline.extraction.records import Item, first_key, is_again
 from trunkline.extraction.sources import Source
 from trunkline.extraction.tables import ImageColumn
 from trunkline.extraction.tars import is_possible
@@ -58,6 +58,12 @@ def read_bytes(source: Source, item: Item, *, max_bytes: int = MAX_BYTES) -> byt
             file, or a null in its table; its host or driver failed; it is a file of this machine
             in a list of elsewhere. The text names it.
     """
+    if is_again(item.key):
+        raise ImageError(
+            f"{first_key(item.key)} stands in {source.location} more than once, and a key must "
+            "tell one image from all others; only the first was read. Rename or leave out the "
+            "others."
+        )
     try:
         if item.start is None:
             content = _read_file(item.path, source.location, max_bytes)

@@ -5,6 +5,8 @@ Nothing here imports PyTorch or an optional library.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +36,34 @@ class Item(NamedTuple):
     path: str
     start: int | None = None
     size: int | None = None
+
+
+_AGAIN = re.compile(r" \(again: \d+\)")
+
+
+def told_apart(items: list[Item]) -> list[Item]:
+    """Return images whose keys differ: of a second one with the same the key says so.
+
+    Which of them a key means nobody could tell, so only the first is computed; ``is_again`` knows
+    the others.
+    """
+    seen: Counter[str] = Counter()
+    apart = []
+    for item in items:
+        seen[item.key] += 1
+        times = seen[item.key]
+        apart.append(item if times == 1 else item._replace(key=f"{item.key} (again: {times})"))
+    return apart
+
+
+def is_again(key: str) -> bool:
+    """Return whether another image of the source has the same key."""
+    return _AGAIN.search(key[-24:]) is not None and key.endswith(")")
+
+
+def first_key(key: str) -> str:
+    """Return the key that an image has in its source."""
+    return key[: key.rindex(" (again: ")] if is_again(key) else key
 
 
 @dataclass(frozen=True, kw_only=True)

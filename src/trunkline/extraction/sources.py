@@ -22,10 +22,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 from trunkline.errors import ConfigError, SourceError
 from trunkline.extraction.archives import find_column, list_table, list_tar
+from trunkline.extraction.list_files import ENDINGS, TABLES, named_images
 from trunkline.extraction.locations import (
     anchored,
     filesystem_of,
@@ -43,20 +44,17 @@ from trunkline.extraction.locations import (
     written_key,
     written_path,
 )
-from trunkline.extraction.records import Item
+from trunkline.extraction.records import Item, first_key
 from trunkline.extraction.walking import EVERYTHING, Names, Pattern, walk
 
 Kind = Literal["folder", "glob", "list", "parquet", "tar"]
 
-_LISTS = (".txt", ".lst")
 _COMPRESSED = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
     *(".tar.zst", ".tzst", ".tar.lz4"),
 )
-_LINE_BYTES = 1 << 16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # begins texts that Windows wrote
 _ALLOWED = (
-    "Give a folder of images, a glob, a .txt file with a path or URL per line, "
+    "Give a folder of images, a glob, a .txt, .csv or .jsonl file that names paths or URLs, "
     "a .parquet file or a .tar file (a folder, a glob or a range {00..12} of them too)."
 )
 
@@ -68,7 +66,8 @@ class Source:
     Attributes:
         kind: What it is.
         location: Absolute local path or URL, of one file or folder, or a glob or a brace range.
-        column: Of Parquet: where the images are, as bytes, paths or URLs. None otherwise.
+        column: Of Parquet: where the images are, as bytes, paths or URLs. Of CSV and JSON lines:
+            where their paths or URLs are, None finds it. None otherwise.
         key_column: Of Parquet: where the keys are; None takes the paths, or file and row.
     """
 
@@ -132,10 +131,12 @@ def source_of(
     if kind == "parquet":
         chosen = find_column(location, column, key_column)
         return Source(kind=kind, location=location, column=chosen, key_column=key_column)
+    if kind == "list" and key_column is None and name_of(location).lower().endswith(TABLES):
+        return Source(kind=kind, location=location, column=column)
     if column is not None or key_column is not None:
         raise ConfigError(
-            f"{location} is a {kind}, and only Parquet files have columns; "
-            "leave out column and key_column."
+            f"{location} is a {kind}, and only Parquet files have columns (CSV and JSON lines: "
+            "column alone); leave out column and key_column."
         )
     return Source(kind=kind, location=location)
 
@@ -165,7 +166,8 @@ def list_items(source: Source, after: Item | None = None, count: int = 0) -> Ite
     elif source.kind == "tar":
         yield from list_tar(source.location, after)
     elif source.kind == "list":
-        yield from _behind(_list_lines(source.location, first), after, source.location)
+        listed = _list_lines(source.location, first, source.column)
+        yield from _behind(listed, after, source.location)
     else:
         listed = list_table(source.location, str(source.column), source.key_column, first)
         yield from _behind(listed, after, source.location)
@@ -205,7 +207,7 @@ def _kind_of(location: str, *, table: bool) -> Kind:
         return "tar" if name.endswith(".tar") else "parquet"
     if not literal and split_glob(location)[1]:
         return "glob"
-    if name.endswith(_LISTS):
+    if name.endswith(ENDINGS):
         _check_file(location)
         return "list"
     return _kind_of_other(location, here=here, table=table)
@@ -288,14 +290,13 @@ def _list_folder(root: str, pattern: Pattern, after: Item | None) -> Iterator[It
             yield Item(written_key(relative), path if here is None else written_path(path))
 
 
-def _list_lines(location: str, first: int) -> Iterator[Item]:
-    """Yield what the lines of a text file name, from the given one on that is not blank."""
+def _list_lines(location: str, first: int, column: str | None) -> Iterator[Item]:
+    """Yield what a text names, from the given image on."""
     folder, _ = split_name(location)
     try:
         with open_location(location) as file:
-            lines = islice(_lines(file, location), first, None)
-            for line in lines:
-                yield Item(written_key(line), written_path(resolved(folder, line)))
+            for named in islice(named_images(file, location, column), first, None):
+                yield Item(written_key(named), written_path(resolved(folder, named)))
     except SourceError:
         raise
     except Exception as error:  # of the disk, or of a driver
@@ -305,31 +306,11 @@ def _list_lines(location: str, first: int) -> Iterator[Item]:
         ) from error
 
 
-def _lines(file: BinaryIO, location: str) -> Iterator[str]:
-    """Yield the lines that are not blank; fsspec's files know no limit for a line of their own."""
-    start, rest = True, b""
-    while read := file.read(_LINE_BYTES):
-        if start:
-            read, start = read.removeprefix(_BYTE_ORDER_MARK), False
-        *whole, rest = (rest + read).split(b"\n")
-        if len(rest) > _LINE_BYTES:
-            raise SourceError(
-                f"{location} has a line of more than {_LINE_BYTES} bytes, which is no path; "
-                "it must be a text file with one path or URL per line."
-            )
-        yield from filter(str.strip, map(_line, whole))
-    yield from filter(str.strip, [_line(rest)])
-
-
-def _line(read: bytes) -> str:
-    return os.fsdecode(read.removesuffix(b"\r"))
-
-
 def _behind(items: Iterator[Item], after: Item | None, location: str) -> Iterator[Item]:
     """Leave out the first, which must be the last of an earlier listing."""
     if after is not None:
         found = next(items, None)
-        if found is None or found.key != after.key:
+        if found is None or found.key != first_key(after.key):
             now = "nothing" if found is None else repr(found.key)
             raise SourceError(
                 f"{location} has changed since its listing began: where {after.key!r} was, there "
