@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 import warnings
@@ -25,6 +26,8 @@ MAX_SIDE = 1 << 20
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _TIFF_TILE = 322, 323
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 @contextmanager
@@ -76,6 +79,28 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
             ) from error
 
 
+def has_large_texts(error: BaseException) -> bool:
+    """Return whether a PNG was refused for its texts or its profile, which are no pixels."""
+    cause = error.__cause__
+    return isinstance(cause, ValueError) and "MAX_TEXT" in str(cause)
+
+
+def without_texts(file: BinaryIO) -> BinaryIO:
+    """Return a PNG without texts and colour profile, whatever their size; nothing is inflated.
+
+    Workflows, prompts and histories of editors are kept there, some of them in many megabytes.
+    """
+    file.seek(0)
+    kept = [file.read(len(_PNG))]
+    while len(head := file.read(8)) == 8:
+        size = int.from_bytes(head[:4], "big") + 4  # and the checksum
+        if head[4:] in _TEXT_CHUNKS:
+            file.seek(size, 1)
+        else:
+            kept += [head, file.read(size)]
+    return io.BytesIO(b"".join(kept))
+
+
 def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
     """Refuse a picture by its header, before memory is taken for it.
 
@@ -116,16 +141,18 @@ def _tile(image: Image.Image) -> tuple[int, int]:
 
 
 class _Remarks:
-    """Keeps Pillow's warnings quiet while any thread of this process decodes.
+    """Keeps Pillow's warnings quiet, and its limit out of the way, while any thread decodes.
 
-    Filters belong to the process: threads that set and restored them in turn would leave them set.
-    So the first thread that comes in sets them, and the last one that goes restores them.
+    How large a picture may be is said by ``max_pixels``, and ``check_pixels`` sees to it. Filters
+    and limit belong to the process: threads that set and restored them in turn would leave them
+    set. So the first thread that comes in sets them, and the last one that goes restores them.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
         self._filters = warnings.catch_warnings()
+        self._limit = Image.MAX_IMAGE_PIXELS
 
     @contextmanager
     def ignored(self) -> Iterator[None]:
@@ -135,6 +162,7 @@ class _Remarks:
             if self._inside == 1:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
                 for category in (UserWarning, Image.DecompressionBombWarning):
                     warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
         try:
@@ -144,6 +172,7 @@ class _Remarks:
                 self._inside -= 1
                 if self._inside == 0:
                     self._filters.__exit__(None, None, None)
+                    Image.MAX_IMAGE_PIXELS = self._limit
 
 
 remarks = _Remarks()

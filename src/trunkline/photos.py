@@ -32,8 +32,10 @@ from trunkline.decoders import (
     MAX_PIXELS,
     check_pixels,
     decoding,
+    has_large_texts,
     open_image,
     remarks,
+    without_texts,
 )
 from trunkline.errors import ConfigError, ImageError
 from trunkline.preprocessing import Preprocessing, is_positive_int, reduction
@@ -86,8 +88,8 @@ def decode_image(
 
     Args:
         source: a path, the bytes of a file, or a Pillow image, which is not changed.
-        max_pixels: refuse anything larger, by the header, before decoding. Above twice
-            ``PIL.Image.MAX_IMAGE_PIXELS`` Pillow refuses by itself, whatever is given here.
+        max_pixels: refuse anything larger, by the header, before decoding. Pillow's own limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``, does not count here.
         max_bytes: refuse a larger file before reading it.
 
     Returns:
@@ -145,7 +147,23 @@ def decode_photo(
         upright = upright_rgb(source, "the given image")
         return whole(upright.copy() if upright is source else upright)
     name, file = _opened_source(source, max_bytes)
-    with file, decoding(name), open_image(file, name) as opened:
+    with file:
+        try:
+            return _decoded(file, name, preprocessing, decode, max_pixels)
+        except ImageError as error:
+            if not has_large_texts(error):
+                raise
+            return _decoded(without_texts(file), name, preprocessing, decode, max_pixels)
+
+
+def _decoded(
+    file: BinaryIO,
+    name: str,
+    preprocessing: Preprocessing | None,
+    decode: Decode,
+    max_pixels: int,
+) -> Photo:
+    with decoding(name), remarks.ignored(), open_image(file, name) as opened:
         check_pixels(opened, name, max_pixels)
         if decode == "exact" or preprocessing is None or not isinstance(opened, JpegImageFile):
             return whole(upright_rgb(opened, name))

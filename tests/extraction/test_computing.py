@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import trunkline
 from trunkline import Backbone, deploy
 from trunkline.errors import ExtractionError, ImageError, InputError
 from trunkline.extraction import computing, memory
+from trunkline.extraction.checking import verify
 from trunkline.extraction.computing import Computing
 from trunkline.extraction.extracting import extract
 from trunkline.extraction.pipeline import Seconds
+from trunkline.extraction.pooling import unfit
 from trunkline.extraction.records import Column, Schema
 from trunkline.extraction.store import Store
 from trunkline.preprocessing import IMAGENET
@@ -166,3 +170,30 @@ def test_in_a_run_a_fault_of_the_engine_is_an_error(
     assert [one.shard for one in Store(out).records()] == [0, 1]
     report = extract(src, out, backbone, **options)
     assert (report.shards_before, report.shards, report.complete) == (2, 2, True)
+
+
+def test_numbers_that_no_store_should_hold_are_found() -> None:
+    values = np.ones((4, 3), np.float16)
+    values[1, 2] = np.inf
+    values[2, 0] = np.nan
+    assert unfit({"stage3": values}) == {
+        1: "level stage3 has values beyond 65504, the largest of float16; use dtype float32.",
+        2: "level stage3 has values that are NaN or infinite: look at the weights and the image.",
+    }
+    single = np.full((2, 1, 1, 1), np.inf, np.float32)
+    assert "NaN or infinite" in unfit({"a": single})[0]
+    assert unfit({"a": np.zeros((2, 3), np.float32)}) == {}
+
+
+def test_what_float16_cannot_hold_is_a_failed_row(tmp_path: Path, photos: Path) -> None:
+    backbone = trunkline.create_backbone("resnet18", return_idx=(0,))
+    with torch.no_grad():
+        backbone.stages[-1].blocks[-1].conv2.norm.weight.fill_(3e6)  # type: ignore[union-attr, index]
+    report = extract(photos, tmp_path / "f.parquet", backbone, runtime="torch", dtype="float16")
+    store = trunkline.open_features(tmp_path / "f.parquet")
+    assert report.failed == report.images == len(store) == 5
+    assert "use dtype float32" in store.failures().to_pylist()[0]["error"]
+    checked = verify(tmp_path / "f.parquet", 3)
+    assert (checked.good, checked.verdicts["failed again"]) == (True, 3)
+    whole = extract(photos, tmp_path / "g.parquet", backbone, runtime="torch")
+    assert whole.failed == 0

@@ -23,6 +23,7 @@ from trunkline.extraction.manifests import Manifest
 from trunkline.extraction.pipeline import Seconds
 from trunkline.extraction.places import check_data, store_at
 from trunkline.extraction.plan import Plan
+from trunkline.extraction.pooling import unfit
 from trunkline.extraction.records import Block, Item
 from trunkline.extraction.store import Store
 from trunkline.preprocessing import is_positive_int
@@ -301,6 +302,9 @@ def _check(
     except ImageError:  # the network cannot take it, see ``computing``
         verdict = "failed again" if row.status == "failed" else "unreadable now"
         return RowCheck(key=item.key, verdict=verdict, difference=None)
+    if unfit({name: values[:1] for name, values in computed.items()}):
+        verdict = "failed again" if row.status == "failed" else "different"
+        return RowCheck(key=item.key, verdict=verdict, difference=None)
     if row.status == "failed":
         return RowCheck(key=item.key, verdict="now readable", difference=None)
     difference = max(
@@ -315,11 +319,10 @@ def _difference(stored: NDArray[Any], computed: NDArray[Any]) -> float:
     one, other = stored.astype(np.float64), computed.astype(np.float64)
     if one.shape != other.shape:
         return float("inf")
-    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
-        return float("inf")
-    finite = np.isfinite(one)
-    largest = np.abs(other[finite]).max(initial=0.0)
-    return float(np.abs(one - other)[finite].max(initial=0.0) / (largest or 1.0))
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return float("inf")  # an infinity is no number that another could equal
+    largest = np.abs(other).max(initial=0.0)
+    return float(np.abs(one - other).max(initial=0.0) / (largest or 1.0))
 
 
 def stats(out: str | os.PathLike[str]) -> StatsReport:

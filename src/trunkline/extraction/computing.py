@@ -123,12 +123,13 @@ class Computing:
         began = time.perf_counter()
         maps = self._maps(pixels)
         computed = time.perf_counter()
-        values = {
-            column.name: pooled(maps[position], self._pool, normalize=self._normalize).astype(
-                self._schema.numpy_dtype, copy=False
-            )
-            for column, position in zip(self._schema.columns, self._positions, strict=True)
-        }
+        with np.errstate(over="ignore"):  # what does not fit is a failed row, see ``unfit``
+            values = {
+                column.name: pooled(maps[position], self._pool, normalize=self._normalize).astype(
+                    self._schema.numpy_dtype, copy=False
+                )
+                for column, position in zip(self._schema.columns, self._positions, strict=True)
+            }
         seconds.compute += computed - began
         seconds.pool += time.perf_counter() - computed
         return values

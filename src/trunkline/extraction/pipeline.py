@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from trunkline.errors import ImageError
 from trunkline.extraction.decoders import Batch, Decoders
 from trunkline.extraction.decoding import Decoded
+from trunkline.extraction.pooling import unfit
 from trunkline.extraction.records import Block, Item, Row, Schema
 
 
@@ -192,6 +193,13 @@ class Pipeline:
                 found = self._compute(batch.pixels, seconds)
             except ImageError as error:  # such a batch is one image
                 return [one.failed(str(error)) for one in decoded], values
+            reasons = unfit({name: computed[ok] for name, computed in found.items()})
+            bad = {ok[number]: why for number, why in reasons.items()}
+            decoded = [
+                one.failed(bad[number]) if number in bad else one
+                for number, one in enumerate(decoded)
+            ]
+            ok = [number for number in ok if number not in bad]
             for name, computed in found.items():
                 values[name][ok] = computed[ok]
         return decoded, values

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -66,3 +67,21 @@ def unit_length(values: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths[lengths == 0] = 1
     scaled = flat / lengths[:, None].astype(np.float32)
     return cast(NDArray[np.float32], scaled.reshape(values.shape))
+
+
+def unfit(values: Mapping[str, NDArray[Any]]) -> dict[int, str]:
+    """Return which images of a batch have numbers that no store should hold, and why.
+
+    Args:
+        values: Column's name → (N, *shape) in the store's dtype.
+    """
+    found: dict[int, str] = {}
+    for name, computed in values.items():
+        flat = computed.reshape(len(computed), -1)
+        for number in np.flatnonzero(~np.isfinite(flat).all(1)):
+            if computed.dtype == np.float16 and not np.isnan(flat[number]).any():
+                why = "has values beyond 65504, the largest of float16; use dtype float32"
+            else:
+                why = "has values that are NaN or infinite: look at the weights and the image"
+            found.setdefault(int(number), f"level {name} {why}.")
+    return found
