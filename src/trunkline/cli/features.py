@@ -11,6 +11,7 @@ import typer
 
 from trunkline.cli.loaded import (
     AgreeOption,
+    PrefixOption,
     SeedOption,
     WeightsOption,
     build_network,
@@ -50,6 +51,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         ),
     ] = None,
     weights: WeightsOption = "none",
+    prefix: PrefixOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
@@ -66,7 +68,12 @@ def features_command(  # one parameter per flag, one entry per key of the report
     photo = decode_image(image)
     random = weights == "none"
     network = build_network(
-        backbone, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
+        backbone,
+        weights,
+        return_idx,
+        seed=seed,
+        allow_noncommercial=allow_noncommercial,
+        prefix=prefix,
     )
     chosen = preprocessing_of(network)
     if size is not None:

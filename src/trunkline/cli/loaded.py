@@ -32,6 +32,14 @@ AgreeOption = Annotated[
     bool,
     typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
 ]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="Where in the file of --weights the backbone is, such as teacher.backbone. "
+        "Default: it is searched for.",
+    ),
+]
 TrustOption = Annotated[
     bool,
     typer.Option(
@@ -68,21 +76,32 @@ def build_network(
     *,
     seed: int,
     allow_noncommercial: bool,
+    prefix: str | None = None,
 ) -> Backbone:
     """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
     import torch
 
     import trunkline
+    from trunkline.errors import ConfigError
     from trunkline.weights.loading import load_weights
 
     random = weights == "none"
+    if random and prefix is not None:
+        raise ConfigError(
+            f"--prefix {prefix} is a place in a file, and --weights names none; add it, or leave "
+            "--prefix out."
+        )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
         network = trunkline.create_backbone(name, return_idx=return_idx)
     if not random:  # a network without numbers until here: they all come from the file
         with download_bars() as progress:
             load_weights(
-                network, weights, allow_noncommercial=allow_noncommercial, progress=progress
+                network,
+                weights,
+                prefix=prefix,
+                allow_noncommercial=allow_noncommercial,
+                progress=progress,
             )
     return network
 
@@ -105,6 +124,7 @@ def report_as_dict(report: LoadReport) -> dict[str, Any]:
         "claims": dict(report.claims),
         "layout": report.layout,
         "container": report.container,
+        "prefix": report.prefix,
         "matched": report.matched,
         "adapted": list(report.adapted),
         "dropped": {reason: len(names) for reason, names in report.dropped.items()},
