@@ -239,7 +239,7 @@ def test_parsers_of_flags() -> None:
 
 def test_prefix_picks_one_of_two_networks_of_a_file(photo: str, tmp_path: Path) -> None:
     path = tmp_path / "two.pth"
-    held = {}
+    held: dict[str, torch.Tensor] = {}
     for seed, eye in enumerate(("left", "right")):
         torch.manual_seed(seed)
         state = trunkline.create_backbone("resnet18").state_dict()

@@ -274,7 +274,8 @@ def _places(
 
 def _affordable(places: Sequence[_At], counted: Mapping[_At, int]) -> list[_At]:
     """Return the first places, as long as all of them together hold no more names than are read."""
-    total, kept = 0, []
+    total = 0
+    kept: list[_At] = []
     for at in places:
         total += counted[at]
         if kept and total > _MOST_NAMES:
