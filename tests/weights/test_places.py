@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trunkline import Backbone, create_backbone, load_weights
+from trunkline import Backbone, convert, create_backbone, load_weights
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
 from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.lookalikes import computes_alike
 from trunkline.weights.translation import to_upstream
+from trunkline.zoo import variant_config
 
 
 @pytest.fixture
@@ -192,3 +195,46 @@ def test_ten_thousand_places_are_refused_soon(kind: str) -> None:
     with pytest.raises((WeightsMismatchError, UnknownLayoutError)):
         load_weights(backbone, state)
     assert time.process_time() - before < 8  # 18 s when every place was looked at in full
+
+
+NUMBERED = {
+    "resnet18": (
+        "torchvision-resnet",
+        ("conv1", "bn1", "", "", *(f"layer{n}" for n in range(1, 5))),
+    ),
+    "dla34": ("timm-dla", ("base_layer", *(f"level{n}" for n in range(6)))),
+    "regnet-x-002": ("timm-regnet", ("stem", "s1", "s2", "s3", "s4")),
+    "regnet-x-004-tv": ("torchvision-regnet", ("stem", "trunk_output")),
+}
+
+
+def numbered(variant: str, prefix: str) -> dict[str, Tensor]:
+    layout, parts = NUMBERED[variant]
+    state = named(create_backbone(variant), layout)
+    return {
+        f"{prefix}{parts.index(name.partition('.')[0])}.{name.partition('.')[2]}": tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize("variant", NUMBERED)
+def test_numbered_parts_are_known_without_a_name(variant: str, tmp_path: Path) -> None:
+    state = numbered(variant, "module.features.")
+    torch.save({"state_dict": state | {"module.head.weight": torch.ones(2)}}, tmp_path / "in.pth")
+    report = convert(tmp_path / "in.pth", tmp_path / "out.safetensors", to="timm")
+    assert computes_alike(variant_config(report.variant), variant_config(variant))
+    with pytest.raises(WeightsMismatchError, match=rf"The file holds {variant} .*features'"):
+        load_weights(create_backbone("resnet34"), state)
+
+
+def test_two_networks_of_a_file_are_told_apart_by_name(tmp_path: Path) -> None:
+    small, large = (named(create_backbone(name)) for name in ("resnet18", "resnet34"))
+    path, out = tmp_path / "distilled.pth", tmp_path / "out.safetensors"
+    torch.save({"model": under("student.", small) | under("teacher.", large)}, path)
+    with pytest.raises(
+        UnknownLayoutError,
+        match=r"holds resnet18 at 'model\.student' and resnet34 at 'model\.teacher'; say variant=",
+    ):
+        convert(path, out, to="timm")
+    for variant in ("resnet18", "resnet34"):
+        assert convert(path, out, to="timm", variant=variant).variant == variant

@@ -74,6 +74,14 @@ _PREFERENCES = (  # (what is taken, what is left where both are there): patterns
 )
 _BACKBONE = "backbone"  # of a detector or segmenter, before another network in it
 _CHILDREN = ("0", "1", "4", "5", "6", "7")  # of conv1, bn1, an activation, a pool, four layers
+_LAYERS = tuple(f"layer{n}" for n in range(1, 5))
+_NUMBERED = (  # a convolution of a network whose children are numbered, and these children
+    ("4.0.conv1.weight", ("conv1", "bn1", *_LAYERS)),
+    ("1.0.conv1.weight", ("conv1", "bn1", *_LAYERS)),  # the stem is a child
+    ("3.tree1.conv1.weight", ("base_layer", *(f"level{n}" for n in range(6)))),
+    ("1.b1.conv1.conv.weight", ("stem", *(f"s{n}" for n in range(1, 5)))),
+    ("1.block1.block1-0.f.a.0.weight", ("stem", "trunk_output")),
+)
 _At = TypeVar("_At")
 _LANDMARKS = 5  # names of a backbone that are looked for, spread over it
 _MOST_PLACES = 64  # that are held against it, the fullest first
@@ -300,7 +308,19 @@ def places_like(tensors: Mapping[str, Tensor], stems: Sequence[str]) -> list[Pla
         if not prefix or names.count(prefix) >= _LEAST:
             place = _with_stem(Place(prefix, names.under(prefix)))
             places.append(_with_classifier(names, place))
-    return places
+    return [*places, *_numbered_like(names)]
+
+
+def _numbered_like(names: Names) -> Iterator[Place]:
+    """Return where the children of a backbone of any kind are numbered as that numbers them."""
+    for mark, parts in _NUMBERED:
+        for prefix in list(dict.fromkeys(_before(names.tensors, (mark,))))[:_MOST_KINDS]:
+            if not _LEAST <= names.count(prefix) <= _MOST_NAMES // _MOST_KINDS:
+                continue
+            place = Place(prefix, names.under(prefix))
+            called, fault = _children(place, parts)
+            if not fault:
+                yield _with_classifier(names, _with_parts(place, called))
 
 
 def _landmarks(backbone: Backbone, wanted: Mapping[str, Tensor]) -> list[str]:
@@ -346,6 +366,10 @@ def _renamed(place: Place, layout: Layout, backbone: Backbone) -> Place:
             "is not where that has it, so the maps would be others. If it is right all the same, "
             f"give the tensors their names in {layout.title}."
         )
+    return replace(_with_parts(place, called), fault=fault)
+
+
+def _with_parts(place: Place, called: Mapping[str, str]) -> Place:
     tensors = {}
     for name, tensor in place.tensors.items():
         first, dot, rest = name.partition(".")
@@ -354,7 +378,7 @@ def _renamed(place: Place, layout: Layout, backbone: Backbone) -> Place:
         tensors[called.get(first, first) + dot + rest] = tensor
     said = ", ".join(f"{number} is {part}" for number, part in called.items())
     notes = (f"Children are numbered: {said}.",)
-    return replace(place, tensors=tensors, notes=notes, fault=fault)
+    return replace(place, tensors=tensors, notes=notes)
 
 
 def _children(place: Place, parts: Sequence[str]) -> tuple[dict[str, str], str]:
