@@ -9,7 +9,7 @@ is for whoever knows what is wanted (``trunkline.weights.searching``).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
@@ -119,7 +119,7 @@ def _container(key: object, value: object) -> dict[object, object] | None:
     if type(value) in (list, tuple):
         value = {
             str(n): inner
-            for n, inner in enumerate(value)  # type: ignore[arg-type]
+            for n, inner in enumerate(cast("list[object]", value))
             if type(inner) in (dict, Inert)
         }
     elif type(value) is Inert:
