@@ -24,15 +24,15 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Imports point downwards only: a part may import itself and what stands in a lower row.
 PARTS = (
     {"errors"},
-    {"preprocessing", "files", "decoders"},
+    {"preprocessing", "files", "decoders", "modes"},
     {"backbones"},
     {"zoo"},
     {"photos"},
     {"images", "outputs"},
     {"weights"},
+    {"heads"},
     {"runtimes"},
     {"extraction", "viewing", "benchmarking"},
-    {"heads"},
     {"cli"},
     {"__main__"},
 )

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.extraction.reader import FeatureStore, open_features
     from trunkline.extraction.reports import ExtractReport
+    from trunkline.heads.classifier import (
+        Classifier,
+        classify,
+        create_classifier,
+        load_classifier,
+    )
+    from trunkline.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
     from trunkline.preprocessing import Preprocessing
     from trunkline.runtimes.deployment import deploy
     from trunkline.runtimes.export import export
@@ -23,7 +30,6 @@ if TYPE_CHECKING:
     from trunkline.runtimes.saving import load_runner
     from trunkline.weights.conversion import convert
     from trunkline.weights.loading import LoadReport, load_weights
-    from trunkline.weights.pretrained import from_pretrained, push_to_hub, save_pretrained
     from trunkline.zoo import BackboneInfo, create_backbone, info, list_backbones
 
 __version__ = "0.1.0"
@@ -33,6 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Backbone": "trunkline.backbones.backbone",
     "BackboneInfo": "trunkline.zoo",
+    "Classifier": "trunkline.heads.classifier",
     "DLANet": "trunkline.backbones.dla",
     "ExtractReport": "trunkline.extraction.reports",
     "FeatureMap": "trunkline.extraction.features",
@@ -45,27 +52,31 @@ _HOMES = {
     "Runner": "trunkline.runtimes.runner",
     "TrunklineError": "trunkline.errors",
     "bench": "trunkline.benchmarking.bench",
+    "classify": "trunkline.heads.classifier",
     "convert": "trunkline.weights.conversion",
     "create_backbone": "trunkline.zoo",
+    "create_classifier": "trunkline.heads.classifier",
     "deploy": "trunkline.runtimes.deployment",
     "export": "trunkline.runtimes.export",
     "extract": "trunkline.extraction.extracting",
     "features": "trunkline.extraction.features",
     "fold": "trunkline.runtimes.folding",
-    "from_pretrained": "trunkline.weights.pretrained",
+    "from_pretrained": "trunkline.heads.pretrained",
     "info": "trunkline.zoo",
     "list_backbones": "trunkline.zoo",
+    "load_classifier": "trunkline.heads.classifier",
     "load_runner": "trunkline.runtimes.saving",
     "load_weights": "trunkline.weights.loading",
     "open_features": "trunkline.extraction.reader",
-    "push_to_hub": "trunkline.weights.pretrained",
+    "push_to_hub": "trunkline.heads.pretrained",
     "save_features": "trunkline.extraction.features",
-    "save_pretrained": "trunkline.weights.pretrained",
+    "save_pretrained": "trunkline.heads.pretrained",
 }
 
 __all__ = [
     "Backbone",
     "BackboneInfo",
+    "Classifier",
     "DLANet",
     "ExtractReport",
     "FeatureMap",
@@ -78,8 +89,10 @@ __all__ = [
     "Runner",
     "TrunklineError",
     "bench",
+    "classify",
     "convert",
     "create_backbone",
+    "create_classifier",
     "deploy",
     "export",
     "extract",
@@ -88,6 +101,7 @@ __all__ = [
     "from_pretrained",
     "info",
     "list_backbones",
+    "load_classifier",
     "load_runner",
     "load_weights",
     "open_features",

@@ -17,8 +17,9 @@ from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.backbones.levels import Level
 from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
-from trunkline.backbones.variants import resolve_variant
-from trunkline.errors import ConfigError
+from trunkline.backbones.upstream_names import check_checkpoint, parted
+from trunkline.backbones.variants import normalize_name, resolve_variant
+from trunkline.errors import ConfigError, UnknownVariantError
 
 # A row a family: where its variants and other libraries' names for them stand.
 _MODULES = {"resnet": resnet, "dla": dla, "regnet": regnet}
@@ -59,7 +60,8 @@ def create_backbone(
     Args:
         name: A variant such as ``"resnet50d"``, ``"dla34"``, ``"regnet-y-040"``, or what
             torchvision, timm, Hugging Face or pycls call it. Capitals do not matter, and ``_`` is
-            ``-``.
+            ``-``. A name that says a checkpoint too, such as timm's ``"resnet50.a1_in1k"`` or
+            ``"tv_resnet50"``, means the network alone; with ``weights="default"`` that checkpoint.
         weights: None for a random network (PyTorch's global generator), a path to a checkpoint,
             or ``"default"``.
         return_idx: Stages to return, in this order; index i has stride 4·2^i.
@@ -81,7 +83,8 @@ def create_backbone(
         ((512, 128), (32, 8))
     """
     config = variant_config(name)
-    return build_backbone(config, weights=weights, return_idx=return_idx, **options)
+    chosen = weights_of_name(name, weights) if isinstance(weights, str) else weights
+    return build_backbone(config, weights=chosen, return_idx=return_idx, **options)
 
 
 def build_backbone(
@@ -140,7 +143,41 @@ def canonical_name(name: str) -> str:
     Raises:
         UnknownVariantError: No such name; the closest ones are in the text.
     """
-    return resolve_variant(name, _FAMILY, _ALIASES)
+    try:
+        return resolve_variant(name, _FAMILY, _ALIASES)
+    except UnknownVariantError:
+        asked = parted(normalize_name(name)) if isinstance(name, str) else None
+        if asked is None or not _is_known(asked.network):
+            raise
+    check_checkpoint(name, asked.checkpoint)
+    return resolve_variant(asked.network, _FAMILY, _ALIASES)
+
+
+def named_checkpoint(name: str) -> str | None:
+    """Return the checkpoint that a name says beside its variant, None for a name of that alone.
+
+    Args:
+        name: As for ``create_backbone``: ``"tv_resnet50"`` says ``"tv-in1k"``.
+    """
+    plain = normalize_name(name)
+    if _is_known(plain) or (asked := parted(plain)) is None or not _is_known(asked.network):
+        return None
+    return asked.checkpoint
+
+
+def weights_of_name(name: str, weights: str) -> str:
+    """Return which weights are meant by ``weights`` beside a name, which may say a checkpoint.
+
+    Args:
+        name: As for ``create_backbone``.
+        weights: ``"default"`` is the checkpoint that the name says, where it says one; anything
+            else stays what it is.
+    """
+    return (named_checkpoint(name) or weights) if weights == "default" else weights
+
+
+def _is_known(plain: str) -> bool:
+    return _ALIASES.get(plain, plain) in _FAMILY
 
 
 def variant_config(name: str) -> Architecture:

@@ -56,15 +56,22 @@ def test_there_and_back_is_the_same_file_and_json_says_what_was_done(
 
 
 def test_notes_are_printed_on_lines_of_their_own(tmp_path: Path) -> None:
+    src, dst = tmp_path / "r.safetensors", tmp_path / "out.pyth"
+    save_file(trunkline.create_backbone("regnet-x-002").state_dict(), src)
+    lines = run(str(src), str(dst), "--to", "pycls").stdout.splitlines()
+    assert re.search(r"regnet-x-002, \d+ tensors without a classifier", lines[0])
+    assert lines[1:] == ["The stem takes BGR, as that library's networks do."]
+
+
+def test_a_classifier_of_one_s_own_is_left_out_only_if_told(tmp_path: Path) -> None:
     state = trunkline.create_backbone("resnet18vd").state_dict()
     state |= {"classifier.weight": torch.zeros(9, 512), "classifier.bias": torch.zeros(9)}
     src, dst = tmp_path / "r.safetensors", tmp_path / "out.bin"
     save_file(state, src)
-    lines = run(str(src), str(dst), "--to", "transformers").stdout.splitlines()
-    assert re.search(r"resnet18vd, \d+ tensors without a classifier", lines[0])
-    assert lines[1:] == [
-        "transformers' RT-DETR backbone has no classifier; that of the file was left out."
-    ]
+    refused = run(str(src), str(dst), "--to", "transformers")
+    assert "transformers' RT-DETR backbone has no classifier; classifier=False" in refused.stderr
+    told = run(str(src), str(dst), "--to", "transformers", "--without-classifier")
+    assert re.search(r"resnet18vd, \d+ tensors without a classifier", told.stdout)
 
 
 def test_tag_of_a_variant_is_downloaded_without_bars_in_a_pipe(

@@ -129,6 +129,18 @@ def test_weights_from_a_file(photo: str, tmp_path: Path) -> None:
     assert "RANDOM" not in run(*common, "--weights", str(weights)).output
 
 
+def test_check_says_what_one_image_shows(photo: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(trunkline.create_backbone("resnet18").state_dict(), tmp_path / "w.safetensors")
+    call = ("features", photo, "--backbone", "resnet18", "--size", "32", "--levels", "0")
+    weights = ("--weights", str(tmp_path / "w.safetensors"))
+    notes = report(*call, *weights, "--check")["loaded"]["notes"]
+    assert any(note.startswith("NEVER TRAINED: ") for note in notes)
+    assert notes[-1].startswith("Checked with one image of 128×128: the stem up to ")
+    assert not any("TRAINED" in note for note in report(*call, *weights)["loaded"]["notes"])
+
+
 def test_weights_of_a_file_say_what_was_loaded(photo: str, dla46: Path, tmp_path: Path) -> None:
     common = ("features", photo, "--backbone", "dla46-c", "--size", "32", "--levels", "0")
     out = tmp_path / "maps.safetensors"

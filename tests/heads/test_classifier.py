@@ -12,7 +12,6 @@ from torch import Tensor
 
 import trunkline
 from trunkline.errors import ConfigError, WeightsMismatchError
-from trunkline.heads import classifier as module
 from trunkline.heads.classifier import (
     Classifier,
     ClassifierHead,
@@ -20,6 +19,7 @@ from trunkline.heads.classifier import (
     imagenet_labels,
     load_classifier,
 )
+from trunkline.weights import sources
 from trunkline.weights.catalog import entries
 from trunkline.weights.conversion import convert
 from trunkline.weights.sources import Located, locate
@@ -208,7 +208,7 @@ def test_labels_of_the_catalogs_files_go_by_their_classes(
     def located(variant: str | None, source: str, **_: object) -> Located:
         return replace(locate(variant, path), source=source, entry=row)
 
-    monkeypatch.setattr(module, "locate", located)
+    monkeypatch.setattr(sources, "locate", located)
     assert (load_classifier("dla46-c").labels is not None) is named
 
 

@@ -244,11 +244,10 @@ def test_other_input_channels_are_made_as_timm_makes_them(
     first = "stem.0.conv.weight" if upstream == "timm-dla" else "stem.conv.weight"
     rgb = tensors[stem].flip(1) if upstream == "pycls" else tensors[stem]
     assert torch.equal(done.state[first], _as_timm_adapts(rgb, channels))
-    said = (
-        "added up for one"
-        if channels == 1
-        else f"repeated for {channels} and scaled by 3/{channels}"
-    )
+    said = {
+        1: "added up for one",
+        2: "the first two were taken and scaled by 3/2",
+    }.get(channels, f"repeated for {channels} and scaled by 3/{channels}")
     assert said in done.adapted[-1]
     assert len(done.adapted) == (2 if upstream == "pycls" else 1)
 

@@ -205,9 +205,9 @@ EDITS: dict[str, tuple[Edit, str]] = {
         lambda t: t.update({"s1.b1.conv1.bn.weight": torch.tensor(1.0)}),
         "is a scalar, needs 24",
     ),
-    "two input channels": (
-        lambda t: t.update({"stem.conv.weight": torch.ones(32, 2, 3, 3)}),
-        "is 32×2×3×3, needs 32×3×3×3",
+    "no input channel": (
+        lambda t: t.update({"stem.conv.weight": torch.ones(32, 0, 3, 3)}),
+        "is 32×0×3×3, needs 32×3×3×3",
     ),
     "a flat stem": (
         lambda t: t.update({"stem.conv.weight": torch.ones(864)}),

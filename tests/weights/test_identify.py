@@ -18,6 +18,7 @@ FILES = {
     "mmpretrain-regnet": "regnet-x-008",
     "mmpretrain-resnet": "resnet18",
     "mmpretrain-resnet-deep-stem": "resnet18d",
+    "mmsegmentation-resnet-deep-stem": "resnet18d",
     "pycls": "regnet-y-002",
     "rtdetr-dla": "dla34",
     "rtdetr-resnet": "resnet18vd",

@@ -41,6 +41,23 @@ SPOKEN = {
         "stages.2.blocks.0.shortcut.norm.bias": "layer3.0.downsample.2.bias",
         "classifier.weight": "head.fc.weight",
     },
+    ("mmsegmentation-resnet-deep-stem", "resnet50c"): {
+        "stem.0.conv.weight": "stem.0.weight",
+        "stem.0.norm.bias": "stem.1.bias",
+        "stem.1.conv.weight": "stem.3.weight",
+        "stem.2.norm.running_var": "stem.7.running_var",
+        "stages.2.blocks.0.shortcut.norm.bias": "layer3.0.downsample.1.bias",
+    },
+    ("mmsegmentation-resnet-deep-stem", "resnet50d"): {
+        "stem.2.conv.weight": "stem.6.weight",
+        "stages.0.blocks.0.shortcut.conv.weight": "layer1.0.downsample.0.weight",
+        "stages.2.blocks.0.shortcut.norm.bias": "layer3.0.downsample.2.bias",
+    },
+    ("timm-resnet-group-norm", "resnet50"): {
+        "stem.norm.weight": "bn1.weight",
+        "stages.1.blocks.3.conv3.norm.bias": "layer2.3.bn3.bias",
+        "stages.3.blocks.0.shortcut.norm.weight": "layer4.0.downsample.1.weight",
+    },
     ("mmpretrain-regnet", "regnet-x-008"): {
         "stem.norm.bias": "bn1.bias",
         "stages.2.blocks.4.conv2.conv.weight": "layer3.4.conv2.weight",

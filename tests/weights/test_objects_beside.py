@@ -227,8 +227,8 @@ def test_a_tensor_that_is_an_object_is_missed_and_said(
     torch.save(held, path)
     with pytest.raises(
         WeightsMismatchError,
-        match=r"Missing: 1 \(stages\.0\.blocks\.0\.conv1\.conv\.weight\)\. .* is there as an object "
-        rf"of class {__name__}\.Config, which holds no numbers",
+        match=r"Missing: 1 \(stages\.0\.blocks\.0\.conv1\.conv\.weight\)\. .* is there as an "
+        rf"object of class {__name__}\.Config, which holds no numbers",
     ):
         load_weights(create_backbone("resnet18", return_idx=(0,)), path)
 

@@ -20,6 +20,7 @@ EXPECTED = {  # networks of each list
     "mmpretrain-regnet": 8,
     "mmpretrain-resnet": 13,
     "mmpretrain-resnet-deep-stem": 9,
+    "mmsegmentation-resnet-deep-stem": 9,
     "pycls": 29,
     "rtdetr-dla": 1,
     "rtdetr-resnet": 4,
@@ -37,7 +38,10 @@ CLASSIFIER = re.compile(
     r"(head\.)?fc\.(weight|bias)|classifier\.1\.(weight|bias)|linear\.(weight|bias)"
     r"|(fc1000|pred)_[wb]"
 )
-WITHOUT_CLASSIFIER = {"rtdetr-dla", "rtdetr-resnet", "transformers-rtdetr", "vissl"}
+WITHOUT_CLASSIFIER = {
+    *("mmsegmentation-resnet-deep-stem", "rtdetr-dla", "rtdetr-resnet", "transformers-rtdetr"),
+    "vissl",
+}
 STATISTIC = re.compile(r".*(running_mean|running_var|_rm|_riv)")
 
 
@@ -75,7 +79,11 @@ def test_a_file_is_reproducible_and_says_where_it_is_from(layout: str) -> None:
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n"
     assert gzip.decompress(packed).decode() == text
     assert content["source"]
-    assert content["how"] in ("instantiated", "derived from layouts.md")
+    assert content["how"] in (
+        "instantiated",
+        "derived from layouts.md",
+        "derived from the upstream's source",
+    )
     for entry in content["variants"].values():
         assert entry["upstream_name"]
         assert ("keys" in entry) != ("like" in entry)

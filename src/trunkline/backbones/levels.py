@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LOGITS = "logits"  # the level of a classifier: one value a class, no H and no W, so no stride
+
 
 @dataclass(frozen=True)
 class Level:
@@ -20,11 +22,13 @@ def output_names(levels: Sequence[Level]) -> tuple[str, ...]:
     """Return what the maps of these levels are called outside Python: ``stride_4``, ``stride_8``.
 
     Where ``output_stride`` gives several levels one stride, those say which they are:
-    ``stage2_stride_16`` and ``stage3_stride_16``.
+    ``stage2_stride_16`` and ``stage3_stride_16``. Those of a classifier are ``logits``.
     """
     shared = Counter(level.stride for level in levels)
     return tuple(
-        f"stride_{level.stride}"
+        LOGITS
+        if level.stride == 0
+        else f"stride_{level.stride}"
         if shared[level.stride] == 1
         else f"{level.name}_stride_{level.stride}"
         for level in levels

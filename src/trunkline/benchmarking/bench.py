@@ -21,6 +21,7 @@ from trunkline.benchmarking.memory import peak_memory
 from trunkline.benchmarking.peak import Peak, measure_peak
 from trunkline.benchmarking.report import BenchReport, BenchRow, PeakRow, Shape
 from trunkline.errors import ConfigError
+from trunkline.heads.classifier import Classifier, as_network
 from trunkline.runtimes.calibration import CalibrationSource
 from trunkline.runtimes.fidelity import compare_maps
 from trunkline.runtimes.graphs import example_images
@@ -71,7 +72,7 @@ class BenchConfig:
 
 
 def bench(
-    names: Sequence[str],
+    names: Sequence[str | Backbone | Classifier],
     config: BenchConfig | None = None,
     *,
     progress: Callable[[str], None] | None = None,
@@ -83,7 +84,7 @@ def bench(
     share of the peak is fair, the convolution that reached it takes its turns among them.
 
     Args:
-        names: Of variants, as ``create_backbone`` takes them.
+        names: Of variants, as ``create_backbone`` takes them; or backbones and classifiers.
         config: What to measure; None for the defaults.
         progress: Told, in words, what is measured next.
         clocks: None for the machine's own.
@@ -112,7 +113,10 @@ def bench(
 
     rows: list[BenchRow] = []
     with torch_threads(threads):
-        backbones = [seeded_backbone(name, chosen.weights) for name in names]
+        backbones = [
+            seeded_backbone(one, chosen.weights) if isinstance(one, str) else as_network(one)
+            for one in names
+        ]
         for backbone, shape in product(backbones, chosen.shapes):
             tell(f"{backbone.variant} at {'x'.join(map(str, shape))}")
             rows += _Cell(backbone, shape, chosen, threads).rows(peaks, clocks)

@@ -34,6 +34,12 @@ def convert_command(  # one parameter per flag
         str | None, typer.Option(help="What SRC holds, where its names and shapes do not say.")
     ] = None,
     layout: Annotated[str, typer.Option(help="How SRC names its tensors.")] = "auto",
+    prefix: Annotated[
+        str | None, typer.Option(help="Where in SRC the backbone is, such as teacher.backbone.")
+    ] = None,
+    without_classifier: Annotated[
+        bool, typer.Option("--without-classifier", help="Leave the classifier of SRC out.")
+    ] = False,
     allow_noncommercial: Annotated[
         bool,
         typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
@@ -50,6 +56,8 @@ def convert_command(  # one parameter per flag
             to,
             variant=variant,
             layout=layout,
+            prefix=prefix,
+            classifier=not without_classifier,
             allow_noncommercial=allow_noncommercial,
             progress=progress,
         )

@@ -11,6 +11,7 @@ import typer
 
 from trunkline.cli.loaded import (
     AgreeOption,
+    CheckOption,
     PrefixOption,
     SeedOption,
     WeightsOption,
@@ -56,6 +57,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
     ] = None,
+    check: CheckOption = False,
     allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -73,6 +75,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         return_idx,
         seed=seed,
         allow_noncommercial=allow_noncommercial,
+        check=check,
         prefix=prefix,
     )
     chosen = preprocessing_of(network)

@@ -40,6 +40,12 @@ PrefixOption = Annotated[
         "Default: it is searched for.",
     ),
 ]
+CheckOption = Annotated[
+    bool,
+    typer.Option(
+        "--check", help="Run one image through the loaded network; say what is dead or exploding."
+    ),
+]
 TrustOption = Annotated[
     bool,
     typer.Option(
@@ -77,6 +83,7 @@ def build_network(
     seed: int,
     allow_noncommercial: bool,
     prefix: str | None = None,
+    check: bool = False,
 ) -> Backbone:
     """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
     import torch
@@ -84,6 +91,7 @@ def build_network(
     import trunkline
     from trunkline.errors import ConfigError
     from trunkline.weights.loading import load_weights
+    from trunkline.zoo import weights_of_name
 
     random = weights == "none"
     if random and prefix is not None:
@@ -98,8 +106,9 @@ def build_network(
         with download_bars() as progress:
             load_weights(
                 network,
-                weights,
+                weights_of_name(name, weights),
                 prefix=prefix,
+                check=check,
                 allow_noncommercial=allow_noncommercial,
                 progress=progress,
             )

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import trunkline
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, OutputError
-from trunkline.extraction.evaluation import evaluating
 from trunkline.images import ImageSource, decode_image, preprocess
+from trunkline.modes import evaluating
 from trunkline.outputs import written_whole
 from trunkline.preprocessing import IMAGENET, Preprocessing
 

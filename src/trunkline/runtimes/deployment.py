@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, DeploymentError, PrecisionError, TrunklineError
+from trunkline.heads.classifier import Classifier, as_network
 from trunkline.preprocessing import is_positive_int
 from trunkline.runtimes.calibration import CalibrationSource, calibration_batches
 from trunkline.runtimes.engine import (
@@ -77,7 +78,7 @@ class _Plan:
 
 
 def deploy(
-    backbone: Backbone,
+    backbone: Backbone | Classifier,
     runtime: str = "auto",
     precision: str = "fp32",
     input_shape: tuple[int, int, int] | None = None,
@@ -90,7 +91,8 @@ def deploy(
     """Put a backbone on an engine, and make sure that it still computes the same maps.
 
     Args:
-        backbone: With its weights; it is left as it is.
+        backbone: With its weights; it is left as it is. Of a classifier the runner returns one
+            array of logits ``(N, num_classes)``, and has its ``labels``.
         runtime: "torch", "inductor" (PyTorch's compiler, takes a minute), "onnxruntime",
             "openvino", or "auto": the fastest of those that are installed, for this shape, on this
             machine. What it decided is kept for the next time, see ``Runner.decision``.
@@ -125,6 +127,7 @@ def deploy(
         >>> [tuple(m.shape) for m in runner(torch.zeros(1, 3, 64, 96))][-1]
         (1, 512, 2, 3)
     """
+    backbone = as_network(backbone)
     plan = _plan(backbone, precision, input_shape, preprocess, calibration)
     if runtime == "auto":
         return _deploy_fastest(plan, threads, remeasure=remeasure)
@@ -160,6 +163,7 @@ def _plan(
         preprocess=preprocess,
         preprocessing=(network if isinstance(network, FromPixels) else backbone).preprocessing,
         threads=0,
+        labels=getattr(backbone, "labels", None),
     )
     plan = _Plan(backbone, spec, batches)
     plan.expected.extend(_expected(network, plan))
@@ -332,7 +336,7 @@ def _key(plan: _Plan, plans: dict[str, _Plan]) -> dict[str, Any]:
     return {
         "network": repr(plan.backbone.architecture),
         "options": repr(plan.backbone.options),
-        "spec": {**plan.spec.to_dict(), "variant": None},
+        "spec": {**plan.spec.to_dict(), "variant": None, "labels": None},
         "measured_shape": plan.measured_shape,
         "threads": {runtime: one.spec.threads for runtime, one in plans.items()},
         "versions": {runtime: versions_of(runtime) for runtime in plans},

@@ -42,6 +42,7 @@ class Spec:
         preprocess: Whether images are 8-bit pictures that are normalised inside.
         preprocessing: How the weights want their images, None where that is not known.
         threads: That one call uses.
+        labels: Of a classifier, one name per class; None where nobody gave any.
     """
 
     variant: str | None
@@ -54,6 +55,7 @@ class Spec:
     preprocess: bool
     preprocessing: Preprocessing | None
     threads: int
+    labels: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``manifest.read_manifest`` reads them back."""
@@ -166,7 +168,9 @@ def map_shapes(images: NDArray[Any], spec: Spec) -> list[tuple[int, ...]]:
     """Return the shapes of the maps of some images."""
     height, width = images.shape[1:3] if spec.preprocess else images.shape[2:]
     return [
-        (len(images), level.channels, -(-height // level.stride), -(-width // level.stride))
+        (len(images), level.channels)  # of a classifier
+        if level.stride == 0
+        else (len(images), level.channels, -(-height // level.stride), -(-width // level.stride))
         for level in spec.returned_levels
     ]
 

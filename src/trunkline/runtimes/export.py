@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.levels import output_names
 from trunkline.errors import ConfigError, OutputError
+from trunkline.heads.classifier import Classifier, as_network
 from trunkline.outputs import sha256_of
 from trunkline.runtimes.calibration import calibration_batches
 from trunkline.runtimes.export_config import (
@@ -104,7 +105,7 @@ class ExportReport:
 
 
 def export(
-    backbone: Backbone,
+    backbone: Backbone | Classifier,
     path: str | os.PathLike[str],
     format: FormatName = "onnx",  # noqa: A002  the word that every exporter uses
     **options: Unpack[ExportOptions],
@@ -116,7 +117,8 @@ def export(
     ``path``.
 
     Args:
-        backbone: Any of the three families, on any device, with numbers. It is left as it is.
+        backbone: Any of the three families, on any device, with numbers. It is left as it is. Of a
+            classifier the output is ``logits`` ``(N, num_classes)``, and the file has its labels.
         path: Where to: ``.onnx``; ``.xml`` for OpenVINO, whose weights go to a ``.bin`` beside it;
             ``.pt2`` for torch-export; ``.pt`` for TorchScript. An old file is replaced.
         format: ``"onnx"``, ``"openvino"``, ``"torch-export"`` or ``"torchscript"``.
@@ -145,6 +147,7 @@ def export(
         >>> report.output_names  # doctest: +SKIP
         ('stride_4', 'stride_8', 'stride_16', 'stride_32')
     """
+    backbone = as_network(backbone)
     config = config_of(format, options)
     target = _checked_path(path, config)
     reference = unfolded_network_of(backbone, preprocess=config.preprocess)

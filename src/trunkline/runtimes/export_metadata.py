@@ -43,6 +43,7 @@ def metadata_of(backbone: Backbone, config: ExportConfig) -> dict[str, str]:
         "levels": [level.name for level in levels],
         "strides": [level.stride for level in levels],
         "channels": [level.channels for level in levels],
+        **({"labels": labels} if (labels := getattr(backbone, "labels", None)) else {}),
         "preprocessing": preprocessing and preprocessing.to_dict(),
         **provenance_of(backbone),
     }

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta, Raw
 
-from trunkline.backbones.levels import Level
+from trunkline.backbones.levels import LOGITS, Level
 from trunkline.errors import RunnerError
 from trunkline.files import parse_document, read_document, sign, why_untrusted
 from trunkline.preprocessing import Preprocessing
@@ -135,7 +135,7 @@ class _Envelope:
 @dataclass(frozen=True, kw_only=True)
 class _Level:
     name: str
-    stride: _Count
+    stride: Annotated[int, Meta(ge=0, le=1 << 20)]  # 0 of logits
     channels: _Count
 
 
@@ -153,11 +153,14 @@ class _Spec:
     preprocess: bool
     preprocessing: Preprocessing | None
     threads: _Count
+    labels: Annotated[tuple[str, ...], Meta(max_length=1_000_000)] | None = None
 
     def __post_init__(self) -> None:
         names = [level.name for level in self.levels]
         if len({*names}) < len(names) or not {*self.returned_levels} <= {*names}:
             raise ValueError("returned_levels are not among the levels, each of another name")
+        if any((level.stride == 0) != (level.name == LOGITS) for level in self.levels):
+            raise ValueError("a level without a stride is no level, unless it is of logits")
         n, height, width = self.input_shape or (1, 1, 1)
         if n * height * width > MAX_PIXELS:
             raise ValueError(f"an input_shape of {n}x{height}x{width} is too large")

@@ -21,6 +21,7 @@ from torch import nn
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import RunnerError
 from trunkline.files import parse_document
+from trunkline.heads.logits import LogitsNetwork, meta_head, with_logits
 from trunkline.runtimes.engine import Spec, in_one_line
 from trunkline.runtimes.folding import fold_structure
 from trunkline.runtimes.graphs import FromPixels
@@ -36,6 +37,14 @@ _Number = Annotated[float, Meta(ge=0, le=1 << 16)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Head:
+    """A classifier on the last map."""
+
+    num_classes: Annotated[int, Meta(ge=1, le=1 << 20)]
+    pool: Literal["avg", "max"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Built:
     """How a backbone is built; fields as those of ``BackboneOptions``."""
 
@@ -48,9 +57,12 @@ class _Built:
     norm: Literal["batch", "frozen", "sync", "group"]
     act: str
     drop_path_rate: Annotated[float, Meta(ge=0, lt=1)]  # of no effect here, and seen by who prints
+    head: _Head | None = None
 
 
-_OPTIONS = [one.name for one in fields(_Built) if one.name not in ("family", "architecture")]
+_OPTIONS = [
+    one.name for one in fields(_Built) if one.name not in ("family", "architecture", "head")
+]
 
 
 class InBfloat16(nn.Module):
@@ -83,11 +95,14 @@ def write_network(network: nn.Module, backbone: Backbone, path: Path) -> None:
         backbone: That it was made of.
         path: Of the file.
     """
-    built = {
+    built: dict[str, Any] = {
         "family": backbone.architecture.family,
         "architecture": asdict(backbone.architecture),  # type: ignore[call-overload]
         **{name: getattr(backbone.options, name) for name in _OPTIONS},
     }
+    if isinstance(backbone, LogitsNetwork):
+        pool = "max" if backbone.head.is_max else "avg"
+        built["head"] = {"num_classes": backbone.head.conv.out_channels, "pool": pool}
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     path.write_bytes(save(state, {_KEY: json.dumps(built)}))
 
@@ -128,6 +143,10 @@ def _skeleton(built: _Built, spec: Spec, num_tensors: int) -> nn.Module:
             options["norm"] = _no_norm
         backbone = build_backbone(architecture, **options)
         folded: nn.Module = fold_structure(backbone)
+        if built.head is not None:
+            last = backbone.channels[-1]
+            head = meta_head(last, built.head.num_classes, built.head.pool)
+            folded = with_logits(backbone, head, None)
         if spec.preprocess:
             if spec.preprocessing is None or built.in_channels != 3:
                 raise ValueError("it is to normalise pictures, and does not say how")

@@ -135,7 +135,11 @@ def onnx_model(
             helper.make_tensor_value_info(
                 name,
                 helper.TensorProto.FLOAT,
-                [sizes[0], level.channels, *(_reduced(size, level.stride) for size in sizes[1:])],
+                [
+                    sizes[0],
+                    level.channels,
+                    *(_reduced(size, level.stride) for size in sizes[1:] if level.stride),
+                ],
             )
             for name, level in zip(names, backbone.returned_levels, strict=True)
         ],
@@ -367,6 +371,18 @@ def _mean(graph: _Graph, inputs: list[Any], output: str | None) -> str:
     return graph.add("GlobalAveragePool", inputs[:1], output)
 
 
+def _amax(graph: _Graph, inputs: list[Any], output: str | None) -> str:
+    if inputs[1:] != [2, 3]:
+        raise _unknown(f"a layer takes a maximum over axes {inputs[1:]}")
+    return graph.add("GlobalMaxPool", inputs[:1], output)
+
+
+def _flatten(graph: _Graph, inputs: list[Any], output: str | None) -> str:
+    if inputs[1:] != [1]:
+        raise _unknown(f"a layer flattens axes from {inputs[1:]}")
+    return graph.add("Flatten", inputs[:1], output, axis=1)
+
+
 def _sigmoid(graph: _Graph, inputs: list[Any], output: str | None) -> str:
     return graph.add("Sigmoid", inputs, output)
 
@@ -396,5 +412,7 @@ _CALLS: dict[Any, Callable[[_Graph, list[Any], str | None], str]] = {
     operator.mul: _mul,
     torch.cat: _cat,
     "mean": _mean,
+    "amax": _amax,
+    "flatten": _flatten,
     "sigmoid": _sigmoid,
 }

@@ -129,6 +129,11 @@ class Runner:
         return self.spec.preprocessing
 
     @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Of a classifier, one name per class; None where nobody gave any."""
+        return self.spec.labels
+
+    @property
     def threads(self) -> int:
         """Threads that one call uses."""
         return self.spec.threads
@@ -143,7 +148,8 @@ class Runner:
 
         Returns:
             One float32 map ``(N, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))`` per entry
-            of ``channels``, of the same kind as the images. Later calls do not write to it.
+            of ``channels``, of the same kind as the images; of a classifier one array of logits
+            ``(N, num_classes)``. Later calls do not write to it.
 
         Raises:
             InputError: Another kind, dtype, rank, channel count or size; NaN or infinite numbers.

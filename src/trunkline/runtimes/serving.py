@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.levels import output_names
 from trunkline.errors import ConfigError, OutputError, TrunklineError
+from trunkline.heads.classifier import Classifier, as_network
 from trunkline.outputs import written_whole
 from trunkline.runtimes.export import ExportReport, export
 from trunkline.runtimes.export_config import (
@@ -82,7 +83,7 @@ class RepositoryReport:
 
 
 def write_repository(
-    backbone: Backbone,
+    backbone: Backbone | Classifier,
     repo: str | os.PathLike[str],
     name: str,
     server: ServerName = "triton",
@@ -123,6 +124,7 @@ def write_repository(
         >>> report.start  # doctest: +SKIP
         'tritonserver --model-repository=models'
     """
+    backbone = as_network(backbone)
     check_backbone(backbone)
     _check(name, server, version)
     format_name, file_name = SERVERS[server]
@@ -227,7 +229,9 @@ def triton_config(
 
     tensors = [f"data_type: {dtype} format: {layout} dims: {dims(height, width)}"]
     for level in backbone.returned_levels:
-        sides = [n if n < 0 else math.ceil(n / level.stride) for n in (height, width)]
+        sides = [
+            n if n < 0 else math.ceil(n / level.stride) for n in (height, width) if level.stride
+        ]
         tensors.append(f"data_type: TYPE_FP32 dims: {[level.channels, *sides]}")
     names = (INPUT_NAME, *output_names(backbone.returned_levels))
     kinds = ("input", *("output" for _ in backbone.returned_levels))

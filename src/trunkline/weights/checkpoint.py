@@ -35,6 +35,7 @@ from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
 from trunkline.weights.reading.unwrapping import Leaf, check_names, flatten, scalars
+from trunkline.weights.reading.words import words_beside
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
 _SLACK_BYTES = 1 << 16
@@ -158,7 +159,7 @@ def _read(path: Path, *, hashed: bool) -> Checkpoint:
         metadata, root = _read_safetensors(path, data)
     else:
         kind, root = _read_pickled(data)
-        metadata = scalars(root)
+        metadata = words_beside(root) | scalars(root)
     tree = flatten(root)
     _check_claims(tree.leaves, data.nbytes)
     tensors = {

@@ -39,7 +39,7 @@ from trunkline.weights.numbers import check_kinds, unsound
 from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
-from trunkline.zoo import canonical_name, variant_config
+from trunkline.zoo import canonical_name, variant_config, weights_of_name
 
 _GROUP_NORMS = ("detectron2", "trunkline")  # the targets that have such norms under these names
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pyth", ".pkl")
@@ -83,6 +83,8 @@ def convert(
     *,
     variant: str | None = None,
     layout: str = "auto",
+    prefix: str | None = None,
+    classifier: bool = True,
     allow_noncommercial: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -97,6 +99,9 @@ def convert(
             ``"pycls"``, ``"rtdetr"``, ``"dla"`` or ``"trunkline"``.
         variant: What the file holds, where its names and shapes do not say.
         layout: How the file names its tensors; ``"auto"`` recognises it.
+        prefix: Where in the file the backbone is, see ``load_weights``.
+        classifier: Take the classifier along; False leaves it out. One of your own that ``to`` has
+            no place for is not left out silently: then the call is refused.
         allow_noncommercial: Agree to licences that forbid commercial use.
         progress: Called while a file arrives; by default nothing is shown.
 
@@ -112,6 +117,8 @@ def convert(
     """
     _check_target(Path(dst), to)
     named = None if variant is None else canonical_name(variant)
+    if variant is not None and isinstance(src, str):
+        src = weights_of_name(variant, src)
     located = locate(named, src, allow_noncommercial=allow_noncommercial, progress=progress)
     checkpoint = read_checkpoint(located.path)
     with naming(located.path):
@@ -120,30 +127,65 @@ def convert(
     architecture = variant_config(name)
     target = _target(to, name, architecture)
     act = statement.act if statement else None
-    read = read_for(_stand_in(located, checkpoint, name, layout, act), located, checkpoint, layout)
+    stand_in = _stand_in(located, checkpoint, name, layout, act)
+    read = read_for(stand_in, located, checkpoint, layout, prefix=prefix)
     if read.match.layout.norm == "group" and to not in _GROUP_NORMS:
         raise WeightsMismatchError(
             f"{located.path} holds group norms, and {to}'s {name} has batch norms; it can be "
             f"written for: {', '.join(_GROUP_NORMS)}."
         )
     state, notes = dict(read.native.state), [*read.native.adapted, *read.notes]
-    if read.native.head:
-        if classifier_names(target, architecture):
-            check_kinds(read.native.head, located.path, checkpoint.tensors)
-            state.update(read.native.head)
-        else:
-            notes.append(f"{target.title} has no classifier; that of the file was left out.")
+    if read.native.head and classifier:
+        own = read.match.layout.name == "trunkline"
+        state.update(_head_for(target, architecture, read, notes, own=own))
     tensors = to_upstream(target, architecture, state)
-    _write(Path(dst), to, tensors, _statement(read, name, target))
+    held = any(native.startswith(CLASSIFIER) for native in state)
+    _write(Path(dst), to, tensors, _statement(read, name, target, held=held))
     return ConversionReport(
         path=Path(dst),
         variant=name,
         read_as=read.match.layout.name,
         written_as=target.name,
         num_tensors=len(tensors),
-        classifier=any(native.startswith("classifier") for native in state),
+        classifier=held,
         notes=(*notes, *unsound(state), *_warnings(target, Path(dst), architecture, list(state))),
     )
+
+
+def _head_for(
+    target: Layout, architecture: Architecture, read: Read, notes: list[str], *, own: bool
+) -> Mapping[str, Tensor]:
+    """Return the classifier of a file, if it can go along.
+
+    Raises:
+        WeightsMismatchError: It is one of the user's own and cannot.
+    """
+    head, path = read.native.head, read.located.path
+    weight, bias = (head.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
+    linear = (
+        weight is not None
+        and bias is not None
+        and weight.shape
+        == (
+            bias.numel(),
+            architecture.stage_channels[-1],
+        )
+    )
+    if classifier_names(target, architecture) and (linear or not own):
+        check_kinds(head, path, read.checkpoint.tensors)
+        return head
+    why = (
+        f"{target.title} has no classifier"
+        if linear or not own
+        else "the head in it is not one linear layer on the last map"
+    )
+    if own:
+        raise WeightsMismatchError(
+            f"{path} holds a classifier, and {why}; classifier=False, or --without-classifier on "
+            "the command line, leaves it out."
+        )
+    notes.append(f"{why}; that of the file was left out.")
+    return {}
 
 
 def _check_target(dst: Path, to: str) -> None:
@@ -273,7 +315,7 @@ def _in_channels(found: Sequence[Candidate]) -> int:
     return 3
 
 
-def _statement(read: Read, variant: str, target: Layout) -> Statement:
+def _statement(read: Read, variant: str, target: Layout, *, held: bool) -> Statement:
     report, said = read.report(), read.statement
     architecture = variant_config(variant)
     return Statement(
@@ -286,6 +328,8 @@ def _statement(read: Read, variant: str, target: Layout) -> Statement:
         tag=report.tag or report.claims.get("tag"),
         license=report.license or report.claims.get("license"),
         source_sha256=read.located.sha256,
+        labels=said.labels if said and held else None,
+        pool=said.pool if said and held else None,
     )
 
 

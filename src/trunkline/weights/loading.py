@@ -22,17 +22,22 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.options import WeightsLike
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
+from trunkline.weights.caffe import MSRA, check_style, is_caffe, said_caffe
+from trunkline.weights.channels import mapped_preprocessing
 from trunkline.weights.checkpoint import Checkpoint, naming
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
 from trunkline.weights.matching import BESIDE, Match, check_norm, norm_kind
 from trunkline.weights.numbers import check_kinds, quantized, unsound
 from trunkline.weights.reading.unwrapping import listed
+from trunkline.weights.relatives import called
 from trunkline.weights.searching import find
 from trunkline.weights.sources import Located, opened
 from trunkline.weights.statements import Statement, check_words, doubts, statement_of
 from trunkline.weights.translation import Native, to_native
+from trunkline.weights.trial import trial
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +106,7 @@ class Read:
         native: Its tensors under our names.
         statement: What it says of itself in our words, None for nothing.
         notes: What a reader of its report should know besides, in sentences.
+        channel_map: Which of the file's input channels feeds which, None for the rule.
     """
 
     located: Located
@@ -109,14 +115,17 @@ class Read:
     native: Native
     statement: Statement | None = None
     notes: tuple[str, ...] = ()
+    channel_map: Sequence[int | None] | None = None
 
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How its network wants its images, in RGB; None where nobody said."""
         if self.located.entry is not None:
-            return self.located.entry.preprocessing.in_rgb()
-        said = self.statement.preprocessing if self.statement else None
-        return said.in_rgb() if said else None
+            said: Preprocessing | None = self.located.entry.preprocessing
+        else:
+            said = self.statement.preprocessing if self.statement else None
+            said = MSRA if said is None and is_caffe(self.match) else said
+        return mapped_preprocessing(said.in_rgb() if said else None, self.channel_map)
 
     def report(self) -> LoadReport:
         """Return what was done, in the words of a report."""
@@ -182,14 +191,36 @@ def load_weights(
         UnknownLayoutError: The names are of no known layout, or of several.
         WeightsMismatchError: Missing, left-over or wrongly shaped tensors; all are listed.
     """
+    read = understood(
+        backbone,
+        source,
+        layout,
+        prefix=prefix,
+        channel_map=channel_map,
+        allow_noncommercial=allow_noncommercial,
+        progress=progress,
+    )
+    return adopt(backbone, read, check=check)
+
+
+def understood(
+    backbone: Backbone,
+    source: WeightsLike,
+    layout: str = "auto",
+    *,
+    prefix: str | None = None,
+    channel_map: Sequence[int | None] | None = None,
+    allow_noncommercial: bool = False,
+    progress: Progress | None = None,
+) -> Read:
+    """Find and read what ``load_weights`` loads, for a backbone that is not touched yet."""
     located, checkpoint = opened(
         backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
     )
-    read = read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
-    return adopt(backbone, read)
+    return read_for(backbone, located, checkpoint, layout, prefix=prefix, channel_map=channel_map)
 
 
-def adopt(backbone: Backbone, read: Read) -> LoadReport:
+def adopt(backbone: Backbone, read: Read, *, check: bool = False) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
     placed = assign(backbone, read.native.state)
     report = read.report()
@@ -197,6 +228,11 @@ def adopt(backbone: Backbone, read: Read) -> LoadReport:
         logger.warning("%s: %s", read.located.path, " ".join(said))
         report = replace(report, notes=(*report.notes, *said))
     backbone.preprocessing = read.preprocessing
+    if check:
+        tried = trial(backbone, read.preprocessing)
+        if tried.warnings:
+            logger.warning("%s: %s", read.located.path, " ".join(tried.warnings))
+        report = replace(report, notes=(*report.notes, *tried.warnings, tried.summary))
     backbone.load_report = report
     return report
 
@@ -229,32 +265,46 @@ def read_for(
     with naming(located.path):
         statement = statement_of(checkpoint)
     check_words(backbone, located, statement)
+    told = layout
     if layout == "auto":
-        layout = located.layout or _said_layout(checkpoint, statement)
+        layout = located.layout or _said_layout(backbone, checkpoint, statement)
     try:
         if layout in LAYOUTS:
             check_norm(backbone, LAYOUTS[layout])
         checkpoint, match = find(backbone, checkpoint, layout, prefix)
     except WeightsMismatchError as error:
-        hint = quantized(checkpoint.tensors)
+        hint = quantized(checkpoint.tensors) or _said_to_be(located, checkpoint)
         raise _refused(error, backbone, located, checkpoint, hint) from error
     wanted = {name.upstream: checkpoint.tensors[name.upstream] for name in match.found.values()}
     check_kinds(wanted, located.path, checkpoint.tensors)
     try:
-        native = to_native(backbone, match, checkpoint.tensors, bgr=_is_bgr(match, located))
+        bgr = _is_bgr(match, located)
+        native = to_native(backbone, match, checkpoint.tensors, bgr=bgr, channel_map=channel_map)
     except WeightsMismatchError as error:
         raise _refused(error, backbone, located, checkpoint) from error
-    known = located.entry or statement
-    notes = () if known else doubts(backbone, located, checkpoint, match)
-    return Read(located, checkpoint, match, native, statement, notes)
+    notes: tuple[str, ...] = ()
+    if located.entry is None and statement is None:
+        if told == "auto" or is_caffe(match):
+            words = checkpoint.metadata
+            notes = check_style(backbone, match, checkpoint.tensors, words, located)
+        notes += doubts(backbone, located, checkpoint, match)
+    return Read(located, checkpoint, match, native, statement, notes, channel_map)
 
 
-def _said_layout(checkpoint: Checkpoint, statement: Statement | None) -> str:
+def _said_layout(backbone: Backbone, checkpoint: Checkpoint, statement: Statement | None) -> str:
     """Return the layout that a file itself names, ``"auto"`` where it names none."""
     if statement is not None:
         return statement.layout
+    if said_caffe(checkpoint.metadata) and MMPRETRAIN_RESNET_CAFFE.applies(backbone.architecture):
+        return MMPRETRAIN_RESNET_CAFFE.name
     # Its conversion leaves the stride and the colours as they were.
     return "detectron2" if checkpoint.metadata.get("__author__") == "torchvision" else "auto"
+
+
+def _said_to_be(located: Located, checkpoint: Checkpoint) -> str:
+    """Return a sentence where a file that does not fit is called a network that is none of ours."""
+    found = called(located, checkpoint.metadata)
+    return f"{found}." if found else ""
 
 
 def _is_bgr(match: Match, located: Located) -> bool:

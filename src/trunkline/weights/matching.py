@@ -13,6 +13,7 @@ from torch import Tensor
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
+from trunkline.weights.fused import norms_are_fused
 from trunkline.weights.layouts import get_layout, layouts_for
 from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, Name
 
@@ -222,18 +223,21 @@ def survey(backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "aut
     return [match_layout(backbone, tensors, known) for known in opening or possible]
 
 
-def settled(matches: Sequence[Match], *, asked: bool = False) -> Match | None:
+def settled(
+    matches: Sequence[Match], tensors: Mapping[str, Tensor], *, asked: bool = False
+) -> Match | None:
     """Return the match among several that is complete; None where none is.
 
     Args:
         matches: Of the same tensors.
+        tensors: These.
         asked: Their layout was asked for.
 
     Raises:
         UnknownLayoutError: Several are, with different meanings, or one that must be asked for.
     """
     fitting = [match for match in matches if match.complete]
-    free = [match for match in fitting if not match.layout.told]
+    free = [match for match in fitting if not match.layout.told or _proven(match, tensors)]
     # Whoever knows the classifier's name knows whose file it is.
     strangers = [len(match.dropped.get(BESIDE, ())) for match in free]
     free = [match for match, n in zip(free, strangers, strict=True) if n == min(strangers)]
@@ -253,6 +257,12 @@ def possible_layouts(backbone: Backbone) -> list[Layout]:
     """Return the layouts that have such a network with such norms."""
     kind = norm_kind(backbone)
     return [known for known in layouts_for(backbone.architecture) if _fits_norm(known, kind)]
+
+
+def _proven(match: Match, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the numbers say what the names of a layout do not."""
+    found = {native: tensors[name.upstream] for native, name in match.found.items()}
+    return match.layout.fused and norms_are_fused(found)
 
 
 def check_norm(backbone: Backbone, layout: Layout) -> None:
@@ -313,7 +323,7 @@ def wrong_shapes(backbone: Backbone, match: Match, tensors: Mapping[str, Tensor]
     there = {native: name.upstream for native, name in match.found.items()} | match.beyond
     for native, name in there.items():
         has, needs = tensors[name].shape, wanted[native].shape
-        if native == first and len(has) == 4 and has[1] == 3:
+        if native == first and len(has) == 4 and has[1]:  # any number of channels is fitted
             has = torch.Size((has[0], needs[1], *has[2:]))
         if has != needs:
             wrong.append(f"{name} is {_size(tensors[name].shape)}, needs {_size(needs)}")

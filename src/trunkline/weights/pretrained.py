@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from safetensors.torch import save
+from torch import Tensor
 
 import trunkline
 from trunkline.backbones.backbone import Architecture, Backbone
@@ -62,22 +64,47 @@ def save_pretrained(
         ConfigError: A norm or an activation that was given as a callable, which no file can hold.
         OutputError: The folder cannot be written to.
     """
+    statement = statement_for(backbone, license)
+    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    return write_folder(
+        folder,
+        state,
+        statement,
+        config_for(backbone, statement),
+        card_for(backbone, statement, license),
+    )
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    state: dict[str, Tensor],
+    statement: Statement,
+    config: dict[str, Any],
+    card: str,
+) -> Path:
+    """Write the three files of a folder, each whole or not at all.
+
+    Raises:
+        OutputError: The folder cannot be written to.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give the path of a folder.")
-    statement = _statement(backbone, license)
-    config = _config(backbone, statement)
-    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     with written_whole(folder / WEIGHTS) as path:
         path.write_bytes(save(state, statement.metadata()))
     with written_whole(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with written_whole(folder / CARD) as path:
-        path.write_text(_card(backbone, statement, license), encoding="utf-8")
+        path.write_text(card, encoding="utf-8")
     return folder
 
 
-def _statement(backbone: Backbone, license_: str | None) -> Statement:
+def statement_for(backbone: Backbone, license_: str | None) -> Statement:
+    """Return our words about a backbone.
+
+    Raises:
+        ConfigError: A norm or an activation that was given as a callable.
+    """
     for name in ("norm", "act"):
         if getattr(backbone.options, name) == CUSTOM:
             raise ConfigError(
@@ -98,7 +125,8 @@ def _statement(backbone: Backbone, license_: str | None) -> Statement:
     )
 
 
-def _config(backbone: Backbone, statement: Statement) -> dict[str, Any]:
+def config_for(backbone: Backbone, statement: Statement) -> dict[str, Any]:
+    """Return what ``config.json`` says."""
     options = asdict(backbone.options)
     for word in LOADING:  # of the file that was read: the next is another one
         del options[word]
@@ -120,7 +148,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _card(backbone: Backbone, statement: Statement, license_: str | None) -> str:
+def card_for(backbone: Backbone, statement: Statement, license_: str | None) -> str:
     """Return the model card, which the Hub reads: its head has a licence that somebody vouches for.
 
     That is the caller, or the catalog for weights that were asked for by their tag.
@@ -183,7 +211,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
         WeightsError: The weights cannot be had or do not fit.
         ConfigError: An option outside what is allowed.
     """
-    config_path, weights_path = _files(os.fspath(source))
+    config_path, weights_path = files_of(os.fspath(source))
     architecture, saved, preprocessing = _read_config(config_path)
     chosen = {field.name: getattr(saved, field.name) for field in fields(saved)} | options
     backbone = build_backbone(architecture, weights=weights_path, **chosen)
@@ -191,7 +219,12 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
     return backbone
 
 
-def _files(source: str) -> tuple[Path, Path]:
+def files_of(source: str) -> tuple[Path, Path]:
+    """Return the config and the weights of a folder or repository, fetched if need be.
+
+    Raises:
+        WeightsNotFoundError: No such folder or repository, or a file is missing in it.
+    """
     if source.startswith(huggingface.SCHEME):
         huggingface.parse(source)  # refuses what is no such address
         address, at, revision = source.removeprefix(huggingface.SCHEME).partition("@")
@@ -293,6 +326,18 @@ def push_to_hub(
         OutputError: The Hub refused it, or cannot be reached.
         OfflineError: The network is switched off.
     """
+    return upload(
+        repo, lambda folder: save_pretrained(backbone, folder, license=license), private, token
+    )
+
+
+def upload(repo: str, write: Callable[[str], object], private: bool, token: str | None) -> str:
+    """Upload what ``write`` puts into a folder, and return the address of the commit.
+
+    Raises:
+        OutputError: The Hub refused it, or cannot be reached.
+        OfflineError: The network is switched off.
+    """
     if cache.is_offline():
         raise OfflineError(
             f"{repo} cannot be written on the Hub: the network is switched off. Unset "
@@ -302,7 +347,7 @@ def push_to_hub(
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(backbone, folder, license=license)
+        write(folder)
         try:
             api.create_repo(repo, private=private, exist_ok=True)
             commit = api.upload_folder(

@@ -55,7 +55,7 @@ _WRAPPERS = (
     "_forward_module",  # Lightning Fabric
 )
 _WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
-_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc)?|fc|classifier(\.\d+)?)\.(weight|bias))")
+_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc|\.linear)?|fc|classifier(\.\d+)?)\.(weight|bias))")
 _COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
 
 _AVERAGED = re.compile(r"(.*_)?ema(_.*)?|(.*_)?swa(_.*)?|averaged_model|avg_model")
@@ -205,7 +205,7 @@ def find(
         matches = survey(backbone, place.tensors, place.layout.name if place.layout else layout)
         sound = [m for m in matches if not wrong_shapes(backbone, m, place.tensors)]
         try:
-            match = settled(sound, asked=asked)
+            match = settled(sound, place.tensors, asked=asked)
         except UnknownLayoutError as error:
             unclear = unclear or error
             continue

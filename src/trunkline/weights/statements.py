@@ -10,10 +10,11 @@ tag and no licence is believed because a file says so.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import ACTS
@@ -34,9 +35,13 @@ from trunkline.weights.hub import fetch_hf
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.layout import Layout, feature
 from trunkline.weights.lookalikes import computes_alike, difference, lookalikes
-from trunkline.weights.matching import Match, stage_of
+from trunkline.weights.matching import Match, norm_kind, stage_of
+from trunkline.weights.reading.words import NAMES
+from trunkline.weights.relatives import called
 from trunkline.weights.sources import Located, known_by_hash
 from trunkline.zoo import canonical_name, family_config, variant_config
+
+logger = logging.getLogger(__name__)
 
 KEY = "trunkline"
 FORMAT = 2
@@ -44,9 +49,13 @@ _ANEW = (
     "save the network anew, or leave its words out: "
     "safetensors.torch.save_file(safetensors.torch.load_file(PATH), PATH)"
 )
-# Where the scripts of others put the name of what they trained; a path or an URL is longer.
-_OTHERS = ("arch", "architecture", "model_name", "variant")
+# Of a name; a path or an URL is longer.
 _LONGEST_NAME = 64
+# transformers' names of activations that are ours too.
+_HIDDEN_ACTS = {act.replace("-", "_"): act for act in ACTS} | {
+    "swish": "silu",
+    "hard_swish": "hardswish",
+}
 _CONFIG, _CONFIG_BYTES = "config.json", 1 << 20
 
 
@@ -64,6 +73,8 @@ class Statement:
         tag: Of the catalog's checkpoint that the weights come from.
         license: SPDX identifier of the weights' licence.
         source_sha256: Of the file that this one was converted from.
+        labels: Of the classifier in it, one name per class; None for no classifier or no names.
+        pool: What is before the classifier in it, None where nobody said: the mean.
         format: Of these words.
 
     Raises:
@@ -79,6 +90,8 @@ class Statement:
     tag: str | None = None
     license: str | None = None
     source_sha256: str | None = None
+    labels: tuple[str, ...] | None = None
+    pool: Literal["avg", "max"] | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -158,7 +171,7 @@ def statement_of(checkpoint: Checkpoint) -> Statement | None:
 
 def name_given_by_others(metadata: Mapping[str, str]) -> str | None:
     """Return the variant that a training script called its network, where it is one of ours."""
-    for key in _OTHERS:
+    for key in NAMES:
         if found := named_variant(metadata.get(key, "")):
             return found
     return None
@@ -214,9 +227,10 @@ def doubts(
         WeightsMismatchError: It fits another variant as well, and is said or known to be that.
     """
     ours = backbone.architecture
+    strange = _check_relatives(backbone, located, checkpoint)
     named = name_given_by_others(checkpoint.metadata)
     if named is not None and _is(named, ours):
-        return ()
+        return strange
     alike = {} if match.layout.told else _fits_too(backbone, match)
     said = {}
     if alike:
@@ -229,9 +243,55 @@ def doubts(
                 f"of the same names and shapes ({difference(variant_config(variant), ours)}). "
                 f"Nothing was loaded; build {variant}. If that is wrong, save its state dict alone."
             )
-    called = f"The file calls its network {named}; it was taken for {_spoken(backbone)}."
+    other = f"The file calls its network {named}; it was taken for {_spoken(backbone)}."
     known = any(_is(variant, ours) for variant in said)
-    return (*([called] if named else ()), *(() if known else _both(backbone, alike)))
+    both = () if known else _both(backbone, alike)
+    return (*([other] if named else ()), *strange, *both)
+
+
+def _check_relatives(
+    backbone: Backbone, located: Located, checkpoint: Checkpoint
+) -> tuple[str, ...]:
+    """Say or refuse that a file is called a network that is none of ours, and fits all the same.
+
+    Raises:
+        WeightsMismatchError: What it is called has our names and shapes, or another activation, and
+            its own words or its repository say so.
+    """
+    config = _config_in_folder(located)
+    _check_act(backbone, located, config)
+    found = called(located, checkpoint.metadata, config.architecture if config else "")
+    if found is None or found.relative.norm == norm_kind(backbone):
+        return ()
+    twin = named_variant(found.resembled)
+    untold = twin is not None and _is(twin, backbone.architecture)
+    if found.certain and untold:
+        raise WeightsMismatchError(
+            f"{located.path}: {found}, which has the names and shapes of {_spoken(backbone)} and "
+            "computes something else. Nothing was loaded; no variant here computes that. If the "
+            "word is wrong, save its state dict alone, in a folder of its own."
+        )
+    note = f"{found}; it was taken for {_spoken(backbone)}."
+    if untold:
+        note += " The two have the same names and shapes, so no tensor tells which it is."
+        logger.warning("%s: %s", located.path, note)
+    return (note,)
+
+
+def _check_act(backbone: Backbone, located: Located, config: HubConfig | None) -> None:
+    """Refuse another activation than transformers' config says.
+
+    Raises:
+        WeightsMismatchError: It says another, and how to build such a network.
+    """
+    said = _HIDDEN_ACTS.get(config.hidden_act) if config else None
+    act = backbone.options.act
+    if said is not None and said != act and act != CUSTOM:
+        raise WeightsMismatchError(
+            f"{located.path}: the config.json beside it says hidden_act {config.hidden_act!r}, "  # type: ignore[union-attr]
+            f"and this backbone has act={act!r}, which no tensor tells. Nothing was loaded; build "
+            f"it with act={said!r}."
+        )
 
 
 def said_elsewhere(
@@ -249,6 +309,10 @@ def said_elsewhere(
         said[named] = "calls itself"
     for row in (*located.rows, *known_by_hash(located.sha256)):
         said.setdefault(row.variant, "is by its address or hash")
+    if located.source.startswith(SCHEME) and (
+        named := named_variant(parse(located.source).repo.rpartition("/")[2])
+    ):
+        said.setdefault(named, "is by its repository's name")
     config = config_beside(located)
     if config is not None:
         if named := named_variant(config.architecture):
@@ -268,12 +332,22 @@ class HubConfig:
     Attributes:
         architecture: timm's name.
         model_type: transformers' family.
+        hidden_act: transformers' name of its activation.
         downsample_in_bottleneck: Of transformers' ResNets: the stride is in the first 1×1.
     """
 
     architecture: str = ""
     model_type: str = ""
+    hidden_act: str = ""
     downsample_in_bottleneck: bool = False
+
+
+def _config_in_folder(located: Located) -> HubConfig | None:
+    # Of the Hub it is asked for only where a choice hangs on it: it is one more file to wait for.
+    # What came from memory has no folder.
+    if located.source.startswith(SCHEME) or not located.path.is_file():
+        return None
+    return config_beside(located)
 
 
 def config_beside(located: Located) -> HubConfig | None:

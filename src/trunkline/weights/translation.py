@@ -14,12 +14,12 @@ from torch import Tensor
 
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.errors import WeightsMismatchError
+from trunkline.weights.channels import ChannelMap, fit_channels, turned
 from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
 from trunkline.weights.layouts.timm import DLA, dead_projections
 from trunkline.weights.matching import Match, listed, stem_weight, wrong_shapes
 from trunkline.weights.numbers import FLOATS
 
-_TURNED = [2, 1, 0]  # BGR to RGB and back
 # Half precision ends at 65504 batches.
 _NO_COUNTS = "Counters of batches that are no numbers were set to 0; no map depends on them."
 
@@ -42,7 +42,12 @@ class Native:
 
 
 def to_native(
-    backbone: Backbone, match: Match, tensors: Mapping[str, Tensor], *, bgr: bool
+    backbone: Backbone,
+    match: Match,
+    tensors: Mapping[str, Tensor],
+    *,
+    bgr: bool,
+    channel_map: ChannelMap | None = None,
 ) -> Native:
     """Return the tensors of a file under our names.
 
@@ -51,8 +56,10 @@ def to_native(
         match: Which of them belongs where.
         tensors: What the file holds.
         bgr: The file's stem takes blue, green, red.
+        channel_map: Which of its input channels feeds which, see ``fit_channels``.
 
     Raises:
+        ConfigError: A channel map that does not fit.
         WeightsMismatchError: Tensors of another shape; all are listed.
     """
     wanted = backbone.state_dict()
@@ -72,7 +79,8 @@ def to_native(
         name = match.found[native]
         tensor = tensors[name.upstream]
         if native == first:
-            tensor, adapted = _fit_stem(tensor, like, bgr=bgr)
+            channels = like.shape[1]
+            tensor, adapted = fit_channels(tensor, channels, bgr=bgr, channel_map=channel_map)
         if native.endswith(BATCH_COUNTER):
             if not _counts(tensor):
                 casts[_NO_COUNTS] = None
@@ -100,28 +108,6 @@ def _head(match: Match, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _fit_stem(weight: Tensor, like: Tensor, *, bgr: bool) -> tuple[Tensor, tuple[str, ...]]:
-    """Turn BGR into RGB, and fit three input channels to another number."""
-    said: list[str] = []
-    if weight.ndim != 4 or weight.shape[1] != 3:
-        return weight, ()
-    if bgr:
-        weight = weight[:, _TURNED]
-        said.append("The stem's input channels were turned from BGR to RGB.")
-    channels = like.shape[1]
-    if channels == 1:
-        weight = weight.sum(1, keepdim=True)
-        said.append("The stem's three input channels were added up for one.")
-    elif channels != 3:
-        copies = -(-channels // 3)
-        weight = weight.repeat(1, copies, 1, 1)[:, :channels] * (3 / channels)
-        said.append(
-            f"The stem's three input channels were repeated for {channels} and scaled by "
-            f"3/{channels}."
-        )
-    return weight, tuple(said)
-
-
 def to_upstream(
     layout: Layout, architecture: Architecture, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -141,7 +127,7 @@ def to_upstream(
         if name.change is not None:
             tensor = name.change.to_upstream(tensor)
         if native == first and layout.bgr and tensor.shape[1] == 3:
-            tensor = tensor[:, _TURNED]
+            tensor = turned(tensor)
         written[layout.written(native, name.upstream)] = tensor.contiguous()
     if layout is DLA:
         written.update(_dead(architecture))

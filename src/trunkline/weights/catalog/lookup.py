@@ -7,16 +7,25 @@ import difflib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
 from trunkline import zoo
-from trunkline.errors import ConfigError, LicenseError, WeightsNotFoundError
+from trunkline.backbones.upstream_names import parted
+from trunkline.errors import (
+    ConfigError,
+    LicenseError,
+    UnknownVariantError,
+    WeightsNotFoundError,
+)
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights.catalog.entry import LICENSES, SOURCES, Place, WeightEntry, spelled
 
 DEFAULT = "default"
+_WEIGHTS = "_Weights"  # how torchvision's enums end
+_BEST = ("IMAGENET1K_V2", "IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_V1")  # its DEFAULT, where it has it
 _CLASSES = tuple(dict.fromkeys(one.kind for one in LICENSES.values()))
 _FILE_FIELDS = ("source", "about", "preprocessing", "facts_source", "rows")
 # The reader fills these in: the first from the file's head, the second from the row.
@@ -67,7 +76,8 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
     Args:
         variant: A backbone, by any of its names.
         tag: A tag of it, ``"default"``, or what the upstream calls the checkpoint where only one
-            is called so: ``"IMAGENET1K_V1"``, ``"a1_in1k"``, ``"facebook/regnet-y-040"``.
+            is called so: ``"IMAGENET1K_V1"``, ``"a1_in1k"``, ``"facebook/regnet-y-040"``; also
+            ``"ResNet50_Weights.IMAGENET1K_V1"`` and timm's former ``"tv_resnet50"``.
 
     Raises:
         UnknownVariantError: No such backbone.
@@ -80,6 +90,7 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
     """
     name = zoo.canonical_name(variant)
     rows = entries(name)
+    tag = zoo.weights_of_name(variant, tag)
     if tag == DEFAULT:
         pinned, why = default(name)
         if pinned is None:
@@ -88,6 +99,8 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
     wanted = spelled(tag)
     found = [row for row in rows if row.tag == wanted]
     found = found or [row for row in rows if wanted in row.aliases]
+    if not found and (other := _said_otherwise(name, tag)) is not None:
+        found = [row for row in rows if other in (row.tag, *row.aliases)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -96,6 +109,70 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
             f"{', '.join(row.tag for row in found)}."
         )
     raise WeightsNotFoundError(f"no weights {tag!r} of {name}. {_closest(name, wanted, rows)}")
+
+
+def tag_of_enum(member: Enum | str, variant: str) -> str:
+    """Return the tag of a member of torchvision's enums of weights.
+
+    Args:
+        member: Such as ``ResNet50_Weights.IMAGENET1K_V2``, or how that is written:
+            ``"ResNet50_Weights.IMAGENET1K_V2"``, ``"IMAGENET1K_V2"``.
+        variant: The backbone that it is for, by any of its names.
+
+    Raises:
+        UnknownVariantError: No such backbone.
+        WeightsNotFoundError: An enum of something else or of another network, or no such weights.
+
+    Example:
+        >>> from trunkline.weights.catalog.lookup import tag_of_enum
+        >>> tag_of_enum("ResNet50_Weights.DEFAULT", "resnet50")
+        'torchvision-in1k-v2'
+    """
+    said = f"{type(member).__name__}.{member.name}" if isinstance(member, Enum) else member
+    name = zoo.canonical_name(variant)
+    network, _, version = said.rpartition(".")
+    if isinstance(member, Enum) and not network.endswith(_WEIGHTS):
+        raise WeightsNotFoundError(
+            f"{said} is no member of torchvision's enums of weights, such as "
+            "ResNet50_Weights.IMAGENET1K_V2; give one of these, or a tag."
+        )
+    if network:
+        theirs = _variant_of_enum(network)
+        if theirs != name:
+            other = f"weights of {theirs}" if theirs else "weights of no network here"
+            raise WeightsNotFoundError(f"{said} are {other}, and this is {name}.")
+    rows = [row for row in entries(name) if row.source == "torchvision"]
+    found = {row.upstream_name.partition(".")[2]: row.tag for row in rows}
+    if version == "DEFAULT":
+        version = next((one for one in _BEST if one in found), version)
+    if version not in found:
+        said_there = ", ".join(one for one in found if one) or "none"
+        raise WeightsNotFoundError(
+            f"torchvision has no {version} of {name} in the catalog; there are: {said_there}."
+        )
+    return found[version]
+
+
+def _variant_of_enum(name: str) -> str | None:
+    try:
+        return zoo.canonical_name(name.removesuffix(_WEIGHTS))
+    except UnknownVariantError:
+        return None
+
+
+def _said_otherwise(variant: str, tag: str) -> str | None:
+    """Return the tag or alias that is meant by torchvision's enums or timm's former names."""
+    network, _, _ = tag.rpartition(".")
+    if network.endswith(_WEIGHTS):
+        return tag_of_enum(tag, variant)
+    asked = parted(spelled(tag).rpartition("/")[2])
+    if asked is None:
+        return None
+    try:
+        is_it = zoo.canonical_name(asked.network) == variant
+    except UnknownVariantError:
+        return None
+    return asked.checkpoint if is_it else None
 
 
 def default(variant: str) -> Default:

@@ -17,11 +17,18 @@ from trunkline.weights.layouts.mmpretrain import (
     MMPRETRAIN_RESNET,
     MMPRETRAIN_RESNET_CAFFE,
     MMPRETRAIN_RESNET_DEEP_STEM,
+    MMSEGMENTATION_RESNET_DEEP_STEM,
 )
 from trunkline.weights.layouts.native import TRUNKLINE
 from trunkline.weights.layouts.pycls import PYCLS, VISSL
 from trunkline.weights.layouts.rtdetr import RTDETR_DLA, RTDETR_RESNET
-from trunkline.weights.layouts.timm import DLA, TIMM_DLA, TIMM_REGNET, TIMM_RESNET
+from trunkline.weights.layouts.timm import (
+    DLA,
+    TIMM_DLA,
+    TIMM_REGNET,
+    TIMM_RESNET,
+    TIMM_RESNET_GROUP_NORM,
+)
 from trunkline.weights.layouts.torchvision import TORCHVISION_REGNET, TORCHVISION_RESNET
 from trunkline.weights.layouts.transformers import (
     TRANSFORMERS_REGNET,
@@ -38,6 +45,7 @@ LAYOUTS: dict[str, Layout] = {
         TORCHVISION_RESNET,
         TORCHVISION_REGNET,
         TIMM_RESNET,
+        TIMM_RESNET_GROUP_NORM,
         TIMM_DLA,
         TIMM_REGNET,
         DLA,
@@ -51,6 +59,7 @@ LAYOUTS: dict[str, Layout] = {
         MMPRETRAIN_RESNET_CAFFE,
         MMPRETRAIN_RESNET_DEEP_STEM,
         MMPRETRAIN_REGNET,
+        MMSEGMENTATION_RESNET_DEEP_STEM,
         RTDETR_RESNET,
         RTDETR_DLA,
         DETECTRON2,

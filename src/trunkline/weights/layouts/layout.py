@@ -84,6 +84,7 @@ class Layout:
         drops: Names in its files that have no place here.
         fills: Native names that its files leave out.
         norm: ``"frozen"`` or ``"group"`` where its files fit such norms only.
+        fused: Its files' norms are fused, and where the numbers show that it need not be told.
         told: Why it must be asked for by name, "" where its names say enough.
     """
 
@@ -98,6 +99,7 @@ class Layout:
     drops: tuple[Drop, ...] = ()
     fills: tuple[Fill, ...] = ()
     norm: str = ""
+    fused: bool = False
     told: str = ""
 
     def names(self, architecture: Architecture, native: Iterable[str]) -> dict[str, Name]:

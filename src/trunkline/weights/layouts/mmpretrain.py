@@ -1,9 +1,9 @@
-"""mmpretrain's names.
+"""mmpretrain's names, and those of mmsegmentation and mmdetection where they differ.
 
 Sources: mmpretrain ``models/backbones/resnet.py`` (V1c and V1d: ``deep_stem``, ``avg_down``; the
 stride of a bottleneck: ``style``, which no name tells, and which configs of style "caffe" feed with
 BGR) and ``regnet.py``; ``configs/_base_/datasets/imagenet_bs128_mbv3.py`` for the RegNets' BGR
-input.
+input; mmsegmentation ``models/backbones/resnet.py`` (a deep stem that counts its activations).
 """
 
 from __future__ import annotations
@@ -50,6 +50,17 @@ def _deep_stem_rules(architecture: Architecture) -> list[Rule]:
     ]
 
 
+def _counted_stem_rules(architecture: Architecture) -> list[Rule]:
+    # One flat list: convolution, norm, activation, three times.
+    return [
+        *modules(
+            *((f"stem.{i}.conv", f"stem.{3 * i}") for i in range(3)),
+            *((f"stem.{i}.norm", f"stem.{3 * i + 1}") for i in range(3)),
+        ),
+        *_block_rules(architecture),
+    ]
+
+
 def _has_mmpretrain(architecture: Architecture, *, deep: bool) -> bool:
     return (
         architecture.family == "resnet"
@@ -74,10 +85,13 @@ MMPRETRAIN_RESNET_CAFFE = Layout(
     rules=_plain_rules,
     prefix="backbone.",
     bgr=True,
+    respell=((r"^fc\.", "head.fc."),),  # as torchvision calls it, whose names the rest has
+    fused=True,
     told=(
-        "mmpretrain's names do not say where the stride is or how the colours are ordered; say "
-        "layout='mmpretrain-resnet-caffe' (style 'caffe': in the first 1×1, BGR), or build the "
-        "network without -caffe"
+        "these names do not say where the stride is or how the colours are ordered, and the norms "
+        "have statistics of their own, as those of torchvision's networks do; build the network "
+        "without -caffe, or say layout='mmpretrain-resnet-caffe' (style 'caffe': stride in the "
+        "first 1×1, BGR)"
     ),
 )
 
@@ -86,6 +100,14 @@ MMPRETRAIN_RESNET_DEEP_STEM = Layout(
     title="mmpretrain's ResNetV1c or V1d",
     applies=lambda a: _has_mmpretrain(a, deep=True),
     rules=_deep_stem_rules,
+    prefix="backbone.",
+)
+
+MMSEGMENTATION_RESNET_DEEP_STEM = Layout(
+    name="mmsegmentation-resnet-deep-stem",
+    title="mmsegmentation's ResNetV1c or V1d",
+    applies=lambda a: _has_mmpretrain(a, deep=True),
+    rules=_counted_stem_rules,
     prefix="backbone.",
 )
 

@@ -8,6 +8,8 @@ TRUNKLINE = Layout(
     name="trunkline",
     title="trunkline",
     applies=lambda _: True,
+    # What a backbone of ours and a linear layer beside it are called in most scripts.
+    respell=((r"^(?:head|fc)\.(?:linear\.|fc\.)?(weight|bias)$", r"classifier.\1"),),
     rules=lambda _: modules(
         *((name, name) for name in ("stem", "stages", "classifier")),
     ),

@@ -110,6 +110,16 @@ TIMM_RESNET = Layout(
     rules=resnet_rules,
 )
 
+TIMM_RESNET_GROUP_NORM = Layout(
+    name="timm-resnet-group-norm",
+    title="timm's ResNet with group norms",
+    # torchvision's networks have these names too, given a group norm as their norm_layer.
+    applies=TIMM_RESNET.applies,
+    rules=resnet_rules,
+    counts_batches=False,
+    norm="group",
+)
+
 TIMM_DLA = Layout(
     name="timm-dla",
     title="timm's DLA",

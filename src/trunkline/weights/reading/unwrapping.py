@@ -8,7 +8,7 @@ is for whoever knows what is wanted (``trunkline.weights.searching``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, cast
 
 from torch import Tensor
@@ -117,11 +117,8 @@ def _container(key: object, value: object) -> dict[object, object] | None:
     if type(key) is not str or not key or key.lower().startswith(_TRAINING):
         return None
     if type(value) in (list, tuple):
-        value = {
-            str(n): inner
-            for n, inner in enumerate(cast("list[object]", value))
-            if type(inner) in (dict, Inert)
-        }
+        members = enumerate(cast(Sequence[object], value))
+        value = {str(n): one for n, one in members if type(one) in (dict, Inert)}
     elif type(value) is Inert:
         value = value.contents()
     return value if type(value) is dict and value else None

@@ -274,7 +274,7 @@ def _parameter(_: Vocabulary, array: object, *__: object) -> object:
     return array
 
 
-def _moved(_: Vocabulary, array: object, dtype: object, *__: object) -> Array:
+def _moved(_: Vocabulary, array: object, *__: object) -> Array:
     """Describe a tensor of another device (TPU, NPU, HPU), which is saved by way of the CPU's."""
     if type(array) is not Array or array.foreign:
         raise ValueError("no tensor")

@@ -1,0 +1,302 @@
+"""A classifier of one's own: trained, saved, loaded, converted, deployed, exported, and run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import trunkline
+from trunkline import Classifier, classify, create_backbone, create_classifier, load_classifier
+from trunkline.benchmarking.bench import BenchConfig
+from trunkline.cli.root import app
+from trunkline.errors import CheckpointError, ConfigError, WeightsMismatchError
+
+CAT = Path(__file__).parents[2] / "examples" / "cat.jpg"
+LABELS = ("tabby", "poodle", "wren")
+IMAGES = torch.randn((2, 3, 64, 96), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def own() -> Classifier:
+    """A classifier whose norms have met images."""
+    torch.manual_seed(3)
+    classifier = create_classifier("resnet18", labels=LABELS)
+    with torch.no_grad():
+        for _ in range(3):
+            classifier(torch.randn(4, 3, 32, 32))
+    return classifier.eval()
+
+
+def logits(classifier: nn.Module) -> Tensor:
+    with torch.inference_mode():
+        return torch.as_tensor(classifier(IMAGES))
+
+
+def test_what_is_asked_for_is_built() -> None:
+    classifier = create_classifier("regnet-x-002", 5, in_channels=4, frozen_stages=1, pool="max")
+    assert classifier.training
+    assert (classifier.num_classes, classifier.labels) == (5, None)
+    assert classifier.backbone.frozen_stages == 1
+    maps = classifier.backbone(torch.zeros(1, 4, 64, 64))
+    assert torch.equal(classifier.head(maps[-1]), classifier.head.linear(maps[-1].amax((2, 3))))
+    with pytest.raises(ConfigError, match=r"say how many classes there are: num_classes=N, or lab"):
+        create_classifier("resnet18")
+    with pytest.raises(ConfigError, match=r"2 labels are given for 3 classes; give one per class"):
+        create_classifier("resnet18", 3, labels=["a", "b"])
+    with pytest.raises(ConfigError, match=r"num_classes must be an integer of 1 or more, got 0"):
+        create_classifier("resnet18", 0)
+    with pytest.raises(
+        ConfigError, match=r"labels must be a list of names, one per class, got 'ab"
+    ):
+        create_classifier("resnet18", labels="abc")
+    with pytest.raises(ConfigError, match=r"pool='sum' is unknown; allowed: avg, max"):
+        create_classifier("resnet18", 2, pool="sum")  # type: ignore[arg-type]
+
+
+SCRIPTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "plain": lambda state: state,
+    "a trainer's": lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {}}},
+    "Lightning": lambda state: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+        "hyper_parameters": {"lr": 0.1},
+        "pytorch-lightning_version": "2.5.0",
+    },
+    "DataParallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{name}": tensor for name, tensor in state.items()},
+    },
+    "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "EMA": lambda state: {
+        "model": {name: torch.zeros_like(tensor) for name, tensor in state.items()},
+        "model_ema": state,
+    },
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_scripts_save_of_one_loads_back(tmp_path: Path, own: Classifier, script: str) -> None:
+    path = tmp_path / "run.pth"
+    torch.save(SCRIPTS[script](dict(own.state_dict())), path)
+    loaded = load_classifier("resnet18", path, labels=LABELS)
+    assert torch.equal(logits(loaded), logits(own))
+    assert loaded.labels == LABELS
+    again = create_classifier("resnet18", labels=LABELS, weights=path).eval()
+    assert torch.equal(logits(again), logits(own))
+    assert create_classifier("resnet18", weights=path).num_classes == 3
+
+
+def test_a_head_of_one_s_own_beside_our_backbone(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = create_backbone("resnet18", return_idx=(3,))
+            self.head = nn.Linear(512, 4)
+
+    net = Net()
+    path = tmp_path / "run.safetensors"
+    save_file(net.state_dict(), path)
+    loaded = load_classifier("resnet18", path)
+    assert torch.equal(loaded.head.linear.weight, net.head.weight)
+
+
+def test_a_new_head_is_said_to_be_new(tmp_path: Path, own: Classifier) -> None:
+    path = tmp_path / "run.pth"
+    torch.save(own.state_dict(), path)
+    other = create_classifier("resnet18", 5, weights=path)
+    assert other.num_classes == 5
+    assert "The classifier of 5 classes is new: the file has one of 3 classes" in str(
+        other.backbone.load_report
+    )
+    torch.save(own.backbone.state_dict(), path)
+    assert "the file has none" in str(
+        create_classifier("resnet18", 5, weights=path).backbone.load_report
+    )
+    with pytest.raises(ConfigError, match=r"holds no classifier; say how many classes there are"):
+        create_classifier("resnet18", weights=path)
+
+
+def test_a_folder_gives_it_back(tmp_path: Path, own: Classifier) -> None:
+    folder = trunkline.save_pretrained(own, tmp_path / "own", license="MIT")
+    loaded = trunkline.from_pretrained(folder)
+    assert isinstance(loaded, Classifier)
+    assert torch.equal(logits(loaded), logits(own))
+    assert (loaded.labels, loaded.head.pool) == (LABELS, "avg")
+    assert "122 tensors" in str(loaded.backbone.load_report)
+    card = (folder / "README.md").read_text()
+    assert "A classifier of 3 classes (tabby, poodle, wren)" in card
+    # The one file is enough, and as a backbone it is one as well.
+    single = load_classifier("resnet18", folder / "model.safetensors")
+    assert single.labels == LABELS
+    backbone = create_backbone("resnet18", weights=folder / "model.safetensors")
+    assert torch.equal(backbone.stem.conv.weight, own.backbone.stem.conv.weight)  # type: ignore[union-attr, arg-type]
+    config = json.loads((folder / "config.json").read_text())
+    config["classifier"]["num_classes"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"says 4 classes, and the weights have 3"):
+        trunkline.from_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"a backbone or a classifier is expected, got Linear"):
+        trunkline.save_pretrained(nn.Linear(1, 1), tmp_path / "x")  # type: ignore[arg-type]
+
+
+def test_max_pools_are_kept(tmp_path: Path) -> None:
+    classifier = create_classifier("dla46-c", 2, pool="max").eval()
+    loaded = trunkline.from_pretrained(trunkline.save_pretrained(classifier, tmp_path / "own"))
+    assert torch.equal(logits(loaded), logits(classifier))
+    runner = trunkline.deploy(classifier, runtime="onnxruntime")
+    assert torch.allclose(runner(IMAGES)[0], logits(classifier), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        *(("timm", "fc.weight"), ("torchvision", "fc.weight"), ("mmpretrain", "head.fc.weight")),
+        *(("transformers", "classifier.1.weight"), ("trunkline", "classifier.weight")),
+    ],
+)
+def test_the_head_goes_along_to_every_library(
+    tmp_path: Path, own: Classifier, to: str, name: str
+) -> None:
+    folder = trunkline.save_pretrained(own, tmp_path / "own")
+    report = trunkline.convert(folder / "model.safetensors", tmp_path / "x.safetensors", to)
+    assert report.classifier
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor(name), own.head.linear.weight)
+    back = load_classifier("resnet18", tmp_path / "x.safetensors")
+    assert torch.equal(logits(back), logits(own))
+    assert back.labels == LABELS
+
+
+def test_a_library_without_a_classifier_drops_it_only_if_told(
+    tmp_path: Path, own: Classifier
+) -> None:
+    folder = trunkline.save_pretrained(own, tmp_path / "own")
+    source, out = folder / "model.safetensors", tmp_path / "x.safetensors"
+    report = trunkline.convert(source, tmp_path / "t.safetensors", "timm", classifier=False)
+    assert not report.classifier
+    other = create_classifier("resnet18vd", 4)
+    run = tmp_path / "run.pth"
+    torch.save(other.state_dict(), run)
+    with pytest.raises(WeightsMismatchError, match=r"holds a classifier, and .*classifier=False, "):
+        trunkline.convert(run, out, "rtdetr")
+    assert not trunkline.convert(run, out, "rtdetr", classifier=False).classifier
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_runners_give_logits_and_know_the_names(
+    tmp_path: Path, own: Classifier, runtime: str
+) -> None:
+    runner = trunkline.deploy(own, runtime=runtime)
+    for one in (runner, trunkline.load_runner(runner.save(tmp_path / "runner"))):
+        assert [tuple(made.shape) for made in one(IMAGES)] == [(2, 3)]
+        assert torch.allclose(one(IMAGES)[0], logits(own), atol=1e-4)
+        assert (one.labels, one.channels, one.strides) == (LABELS, (3,), (0,))
+        assert tuple(one(IMAGES[:0])[0].shape) == (0, 3)
+        assert classify(CAT, one, 1)[0].label == classify(CAT, own, 1)[0].label
+
+
+def test_files_have_logits_and_labels(tmp_path: Path, own: Classifier) -> None:
+    report = trunkline.export(own, tmp_path / "own.onnx")
+    assert report.output_names == ("logits",)
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(tmp_path / "own.onnx")
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(said["trunkline.labels"]) == list(LABELS)
+    assert [one.name for one in model.graph.output] == ["logits"]
+    assert len(model.graph.output[0].type.tensor_type.shape.dim) == 2
+
+
+def test_bench_takes_one(own: Classifier) -> None:
+    config = BenchConfig(shapes=((1, 32, 32),), runtimes=("torch",), rounds=2)
+    report = trunkline.bench([own], config)
+    assert report.rows
+
+
+# Photos.
+
+
+def test_several_photos_and_sizes(own: Classifier) -> None:
+    photo = Image.new("RGB", (80, 60), "red")
+    found = classify([CAT, photo], own, 2)
+    assert [len(guesses) for guesses in found] == [2, 2]
+    assert found[0] == classify(CAT, own, 2)
+    assert classify(photo, own, 1, size=64) != classify(photo, own, 1, size=32)
+    with pytest.raises(
+        ConfigError, match=r"a classifier or a runner of one is expected, got ResNet"
+    ):
+        classify(CAT, own.backbone)
+    with pytest.raises(ConfigError, match=r"top must be from 1 to 3"):
+        classify(CAT, own, 4)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(one) for one in arguments], catch_exceptions=False)
+
+
+def test_the_verb_takes_folders_files_and_labels(tmp_path: Path, own: Classifier) -> None:
+    folder = trunkline.save_pretrained(own, tmp_path / "own")
+    done = run("classify", CAT, CAT, "--backbone", folder, "--top", 3, "--json")
+    assert done.exit_code == 0, done.output
+    held = json.loads(done.stdout)
+    assert held["num_classes"] == 3
+    assert {one["label"] for one in held["images"][0]["top"]} == set(LABELS)
+    state = tmp_path / "run.pth"
+    torch.save(own.state_dict(), state)
+    texts = {
+        "labels.txt": "a\nb\nc\n",
+        "labels.json": '["a", "b", "c"]',
+        "numbered.json": '{"0": "a", "1": "b", "2": "c"}',
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        done = run(
+            *("classify", CAT, "--backbone", "resnet18", "--weights", state, "--top", 3),
+            *("--labels", tmp_path / name, "--size", 64),
+        )
+        assert done.exit_code == 0, done.output
+        assert {line.split()[0] for line in done.stdout.splitlines()[-3:]} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--labels", "two.txt"], "2 labels are given for 3 classes"),
+        (["--labels", "none.txt"], "--labels none.txt cannot be read (FileNotFoundError"),
+        (["--labels", "number.json"], "--labels number.json cannot be read (ValueError: no list"),
+        (["--weights", "x.pth"], "own brings its own weights, and --weights x.pth was given too"),
+    ],
+)
+def test_the_verb_says_what_is_wrong(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: Classifier,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trunkline.save_pretrained(own, "own")
+    Path("two.txt").write_text("a\nb\n")
+    Path("number.json").write_text("[1, 2, 3]")
+    with pytest.raises(SystemExit):
+        app(["classify", str(CAT), "--backbone", "own", *flags])
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_without_a_classifier_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trunkline.save_pretrained(create_backbone("resnet18", return_idx=(0,)), tmp_path / "b")
+    with pytest.raises(SystemExit):
+        app(["classify", str(CAT), "--backbone", str(folder)])
+    assert "holds a backbone without a classifier" in capsys.readouterr().err
