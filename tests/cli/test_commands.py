@@ -25,7 +25,7 @@ FLAGS = {
     "info": ["--help", "--json", "name"],
     "features": [
         *("--allow-noncommercial", "--backbone", "--check", "--help", "--json", "--levels"),
-        *("--out", "--seed", "--prefix", "--size", "--weights", "image"),
+        *("--out", "--prefix", "--seed", "--size", "--weights", "image"),
     ],
     "classify": [
         *("--allow-noncommercial", "--backbone", "--help", "--json", "--labels", "--layout"),
