@@ -2,6 +2,7 @@
 
     make bench-loading                                        # all three networks
     python benchmarks/loading.py --models resnet50 --rounds 3
+    python benchmarks/loading.py --detector                   # a search in a large file
 
 Every measurement is a process of its own, and the libraries take turns (A B, B A, A B, …) on the
 same file, which is in the page cache. A file holds a whole network, classifier included, in the
@@ -13,6 +14,10 @@ does what its users do:
                  (with --classifier: load_classifier, so that all of the file is loaded)
     timm         create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": PATH})
     torchvision  get_model(NAME); load_state_dict(torch.load(PATH, weights_only=True))
+
+``--detector`` asks no peer: trunkline loads a plain file of a ResNet-50, and the same network
+within the file of a detector of 2 000 tensors, in turn. What is added is the search and the reading
+of 1 680 tensors more.
 
 A ratio is the median of the ratios of neighbours, peer / trunkline: above 1, trunkline is faster.
 Memory is how far the process rose above what it held after its imports (resident set, so pages of
@@ -200,6 +205,41 @@ def comparisons(args: argparse.Namespace) -> Iterator[Comparison]:
                     yield compare(variant, peer, path, args)
 
 
+def make_detector(plain: Path, path: Path) -> None:
+    """Write a ResNet-50 of 318 tensors, and the file of a detector around it."""
+    import torch
+
+    from trunkline import create_backbone
+
+    torch.manual_seed(0)
+    state = create_backbone("resnet50").state_dict()
+    torch.save(state, plain)
+    held = {f"backbone.body.{name}": tensor for name, tensor in state.items()}
+    parts = ("neck", "encoder", "decoder", "bbox_head", "mask_head", "roi_head", "criterion")
+    names = ("conv1.weight", "bn1.weight", "bn1.bias", "linear.weight", "linear.bias", "gamma")
+    for part in parts:
+        for layer in range(40):
+            held |= {f"{part}.layers.{layer}.{name}": torch.zeros(8) for name in names}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in held.items()}}, path)
+
+
+def time_detector(args: argparse.Namespace) -> None:
+    """Load a plain file and a detector's in turn, a warm-up first; print medians."""
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        plain, detector = Path(folder, "resnet50.pth"), Path(folder, "detector.pth")
+        _child("--child", "detector", "trunkline", str(plain), str(detector))
+        runs: dict[Path, list[float]] = {plain: [], detector: []}
+        for turn in range(args.rounds + 1):
+            for path in (plain, detector):
+                result = _measured("trunkline", "resnet50", path, [])
+                if turn:
+                    runs[path].append(result["ms"])
+    alone, within = (statistics.median(times) for times in runs.values())
+    print(
+        f"resnet50 alone {alone:.0f} ms, within a detector {within:.0f} ms: +{within - alone:.0f}"
+    )
+
+
 def _print(row: Comparison) -> None:
     kept = row.trunkline_memory <= MEMORY and (row.peer != "timm" or row.ratio >= FASTER)
     print(
@@ -217,6 +257,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--rounds", type=int, default=5, help="pairs, after one that warms up")
     parser.add_argument("--classifier", action="store_true", help="trunkline loads that too")
+    parser.add_argument("--detector", action="store_true", help="within a file of 2 000 tensors")
     parser.add_argument("--folder", help="where the files go for a while; by default the system's")
     parser.add_argument("--json", type=Path, help="save the figures there too")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -225,15 +266,20 @@ def main() -> None:
         job, library, name, path = args.child
         if job == "make":
             make_file(library, name, Path(path))
+        elif job == "detector":
+            make_detector(Path(name), Path(path))
         else:
             print(json.dumps(measure_here(library, name, path, classifier=args.classifier)))
         return
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}"
-        for name in ("torch", "trunkline", "timm", "torchvision")
+        for name in ("torch", "trunkline", *(() if args.detector else ("timm", "torchvision")))
     )
     print(f"# {datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, {versions}")
     print(f"# python benchmarks/loading.py {shlex.join(sys.argv[1:])}".rstrip())
+    if args.detector:
+        time_detector(args)
+        return
     rows = []
     for row in comparisons(args):
         _print(row)

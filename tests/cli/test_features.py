@@ -247,3 +247,35 @@ def test_parsers_of_flags() -> None:
     for text in ("", "0", "3x0", "x3", "3x", "-3", "3x4x5", "Original"):
         with pytest.raises(ConfigError, match=r"--size got .*such as 320 or 480x640, or original"):
             parse_size(text)
+
+
+def test_prefix_picks_one_of_two_networks_of_a_file(photo: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.pth"
+    held: dict[str, torch.Tensor] = {}
+    for seed, eye in enumerate(("left", "right")):
+        torch.manual_seed(seed)
+        state = trunkline.create_backbone("resnet18").state_dict()
+        held |= {f"module.{eye}.net.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": held}, path)
+    given = ("features", photo, "--backbone", "resnet18", "--size", "32", "--weights", str(path))
+    result = run_failing(*given)
+    assert "prefix='state_dict.left.net' and prefix='state_dict.right.net'" in result
+    for seed, prefix in enumerate(("left", "state_dict.module.right.net.")):
+        got = report(*given, "--prefix", prefix)
+        torch.manual_seed(seed)
+        network = trunkline.create_backbone("resnet18")
+        maps = features(photo, network, preprocessing=IMAGENET.with_size(parse_size("32")))
+        assert [one["std"] for one in got["maps"]] == pytest.approx([m.std for m in maps], rel=1e-5)
+        assert got["loaded"]["prefix"].endswith("net.")
+
+
+def test_prefix_without_a_file_is_refused(photo: str) -> None:
+    assert "--weights names none" in run_failing(
+        "features", photo, "--backbone", "resnet18", "--prefix", "teacher"
+    )
+
+
+def run_failing(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code != 0
+    return " ".join(result.stderr.split())

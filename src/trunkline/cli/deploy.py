@@ -10,6 +10,7 @@ from trunkline.cli.bench import parse_shape
 from trunkline.cli.features import parse_levels
 from trunkline.cli.loaded import (
     AgreeOption,
+    PrefixOption,
     SeedOption,
     WeightsOption,
     build_network,
@@ -55,6 +56,7 @@ def deploy_command(  # one parameter per flag
         ),
     ] = "0,1,2,3",
     weights: WeightsOption = "none",
+    prefix: PrefixOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         str | None,
@@ -79,7 +81,7 @@ def deploy_command(  # one parameter per flag
     from trunkline.runtimes.deployment import deploy  # when the verb runs: it needs torch
 
     network = build_network(
-        name, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
+        name, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial, prefix=prefix
     )
     if runtime == "auto":
         say("Measuring engines unless that was done before; it can take minutes.")

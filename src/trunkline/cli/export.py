@@ -9,6 +9,7 @@ import typer
 from trunkline.cli.features import parse_levels, parse_size
 from trunkline.cli.loaded import (
     AgreeOption,
+    PrefixOption,
     SeedOption,
     WeightsOption,
     build_network,
@@ -60,6 +61,7 @@ def export_command(  # one parameter per flag
         ),
     ] = "0,1,2,3",
     weights: WeightsOption = "none",
+    prefix: PrefixOption = None,
     seed: SeedOption = 0,
     preprocess: Annotated[
         bool, typer.Option("--preprocess", help="Take 8-bit RGB pictures and normalise inside.")
@@ -114,7 +116,12 @@ def export_command(  # one parameter per flag
     if serve is None:
         config_of(file_format or "onnx", options)  # before weights are downloaded
     network = build_network(
-        name, weights, parse_levels(levels), seed=seed, allow_noncommercial=allow_noncommercial
+        name,
+        weights,
+        parse_levels(levels),
+        seed=seed,
+        allow_noncommercial=allow_noncommercial,
+        prefix=prefix,
     )
     served: RepositoryReport | None = None
     if serve is None:

@@ -17,6 +17,7 @@ from trunkline.cli.extract_stores import merge_command, stats_command, verify_co
 from trunkline.cli.features import parse_levels, parse_size
 from trunkline.cli.loaded import (
     AgreeOption,
+    PrefixOption,
     SeedOption,
     TrustOption,
     WeightsOption,
@@ -68,6 +69,7 @@ def run_command(  # one parameter per flag
         str, typer.Option(metavar="NAME|DIR", help="A backbone, or a runner that deploy saved.")
     ],
     weights: WeightsOption = "none",
+    prefix: PrefixOption = None,
     seed: SeedOption = 0,
     levels: Annotated[
         str | None,
@@ -172,6 +174,11 @@ def run_command(  # one parameter per flag
     from trunkline.extraction.extracting import extract  # when the verb runs
 
     saved = _is_saved_runner(backbone)
+    if saved and prefix is not None:
+        raise ConfigError(
+            f"--prefix {prefix} is a place in a file of weights, and {backbone} is a saved runner, "
+            "which has its own; leave --prefix out."
+        )
     network = (
         _saved_runner(backbone, weights, threads, trust=trust)
         if saved
@@ -181,6 +188,7 @@ def run_command(  # one parameter per flag
             return_idx or (0, 1, 2, 3),
             seed=seed,
             allow_noncommercial=allow_noncommercial,
+            prefix=prefix,
         )
     )
     if not saved:

@@ -12,6 +12,7 @@ import typer
 from trunkline.cli.loaded import (
     AgreeOption,
     CheckOption,
+    PrefixOption,
     SeedOption,
     WeightsOption,
     build_network,
@@ -51,6 +52,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         ),
     ] = None,
     weights: WeightsOption = "none",
+    prefix: PrefixOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         str | None, typer.Option(metavar="PATH", help="Save the maps as .safetensors.")
@@ -74,6 +76,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         seed=seed,
         allow_noncommercial=allow_noncommercial,
         check=check,
+        prefix=prefix,
     )
     chosen = preprocessing_of(network)
     if size is not None:

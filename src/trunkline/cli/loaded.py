@@ -32,6 +32,14 @@ AgreeOption = Annotated[
     bool,
     typer.Option("--allow-noncommercial", help="Agree to weights that forbid commercial use."),
 ]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="Where in the file of --weights the backbone is, such as teacher.backbone. "
+        "Default: it is searched for.",
+    ),
+]
 CheckOption = Annotated[
     bool,
     typer.Option(
@@ -74,16 +82,23 @@ def build_network(
     *,
     seed: int,
     allow_noncommercial: bool,
+    prefix: str | None = None,
     check: bool = False,
 ) -> Backbone:
     """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
     import torch
 
     import trunkline
+    from trunkline.errors import ConfigError
     from trunkline.weights.loading import load_weights
     from trunkline.zoo import weights_of_name
 
     random = weights == "none"
+    if random and prefix is not None:
+        raise ConfigError(
+            f"--prefix {prefix} is a place in a file, and --weights names none; add it, or leave "
+            "--prefix out."
+        )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
         network = trunkline.create_backbone(name, return_idx=return_idx)
@@ -92,6 +107,7 @@ def build_network(
             load_weights(
                 network,
                 weights_of_name(name, weights),
+                prefix=prefix,
                 check=check,
                 allow_noncommercial=allow_noncommercial,
                 progress=progress,
@@ -117,6 +133,7 @@ def report_as_dict(report: LoadReport) -> dict[str, Any]:
         "claims": dict(report.claims),
         "layout": report.layout,
         "container": report.container,
+        "prefix": report.prefix,
         "matched": report.matched,
         "adapted": list(report.adapted),
         "dropped": {reason: len(names) for reason, names in report.dropped.items()},

@@ -200,7 +200,8 @@ def held_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
 def _plain(value: Any, made: dict[int, Any]) -> Any:
     """Return containers as plain dictionaries and arrays as tensors, each object once."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        # A copy: some arrays are read-only, in the other byte order, or somebody's to change.
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     if isinstance(value, list | tuple):
         return [_plain(inner, made) for inner in value if isinstance(inner, Mapping)]
     if not isinstance(value, Mapping):

@@ -221,6 +221,13 @@ def _identified(
     whole = [one for one in whole if not one.layout.told] or whole
     if not whole:
         raise UnknownLayoutError(f"{located.path} {_closest(found)}")
+    apart = {one.place.prefix: one.variant for one in reversed(whole)}  # the best of each place
+    if len(set(apart.values())) > 1:
+        there = " and ".join(f"{name} at {at.removesuffix('.')!r}" for at, name in apart.items())
+        raise UnknownLayoutError(
+            f"{located.path} holds {there}; say variant=NAME, or --variant NAME on the command "
+            "line."
+        )
     return _settled(located, checkpoint, list(dict.fromkeys(one.variant for one in whole)), to)
 
 

@@ -9,6 +9,7 @@ backbone takes RGB; half precision is widened; fixed values that a format leaves
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
 from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
-from trunkline.weights.matching import Match, check_norm, norm_kind
+from trunkline.weights.matching import BESIDE, Match, check_norm, norm_kind
 from trunkline.weights.numbers import check_kinds, quantized, unsound
+from trunkline.weights.reading.unwrapping import listed
 from trunkline.weights.relatives import called
 from trunkline.weights.searching import find
 from trunkline.weights.sources import Located, opened
@@ -85,7 +87,11 @@ class LoadReport:
         where = f" (at {way})" if way else ""
         lines = [f"{self.matched} tensors from {self.path.name}{where}, read as {self.layout}."]
         lines += [*self.adapted, *self.notes]
-        lines += [f"{len(names)} left aside: {why}." for why, names in self.dropped.items()]
+        for why, names in self.dropped.items():
+            groups = Counter(name.partition(".")[0] for name in names)
+            shown = listed(f"{part} {count}" for part, count in groups.items())
+            which = f" ({shown})" if why == BESIDE else ""
+            lines.append(f"{len(names)} left aside: {why}{which}.")
         return legible("\n".join(lines))  # it holds words of the file
 
 

@@ -23,6 +23,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -50,41 +51,41 @@ _WRAPPERS = (
     "_orig_mod",  # torch.compile
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
+    "_fpw_module",  # FairScale
     "_forward_module",  # Lightning Fabric
 )
 _WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
 _CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc|\.linear)?|fc|classifier(\.\d+)?)\.(weight|bias))")
 _COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
 
-_EMA = (
-    *("state_dict_ema", "model_ema", "ema", "ema_state", "ema_model", "ema_state_dict"),
-    *("model_ema_state_dict", "ema_weights", "swa_model", "averaged_model", "avg_model"),
+_AVERAGED = re.compile(r"(.*_)?ema(_.*)?|(.*_)?swa(_.*)?|averaged_model|avg_model")
+_NETWORK = r"(encoder|backbone|net|network|model)"
+_PREFERENCES = (  # (what is taken, what is left where both are there): patterns for a key
+    (
+        re.compile(rf"((base|online|query|q)_)?{_NETWORK}(_(q|query|online))?|online"),
+        re.compile(
+            rf"(momentum|target|key|k|m)_{_NETWORK}|{_NETWORK}_(k|key|m|momentum|target)|target"
+        ),
+    ),
+    (
+        re.compile(r"(.*_)?teacher(_.*)?|[a-z]+Teacher"),
+        re.compile(r"(.*_)?student(_.*)?|[a-z]+Student"),
+    ),
 )
-_PREFERENCES = (  # (what is taken, what is left where both are there)
-    ("encoder_q", "encoder_k"),
-    ("base_encoder", "momentum_encoder"),
-    ("encoder", "momentum_encoder"),
-    ("encoder", "encoder_k"),
-    ("encoder", "encoder_m"),
-    ("encoder", "target_encoder"),
-    ("backbone", "momentum_backbone"),
-    ("backbone", "backbone_momentum"),
-    ("backbone", "backbone_k"),
-    ("backbone", "target_backbone"),
-    ("backbone", "teacher_backbone"),
-    ("online_encoder", "target_encoder"),
-    ("online_network", "target_network"),
-    ("online_net", "target_net"),
-    ("online_backbone", "target_backbone"),
-    ("online", "target"),
-    ("q_encoder", "k_encoder"),
-    ("query_encoder", "key_encoder"),
-    ("teacher", "student"),
-    ("teacher_model", "student_model"),
-    ("teacher_backbone", "student_backbone"),
+_BACKBONE = "backbone"  # of a detector or segmenter, before another network in it
+_CHILDREN = ("0", "1", "4", "5", "6", "7")  # of conv1, bn1, an activation, a pool, four layers
+_LAYERS = tuple(f"layer{n}" for n in range(1, 5))
+_NUMBERED = (  # a convolution of a network whose children are numbered, and these children
+    ("4.0.conv1.weight", ("conv1", "bn1", *_LAYERS)),
+    ("1.0.conv1.weight", ("conv1", "bn1", *_LAYERS)),  # the stem is a child
+    ("3.tree1.conv1.weight", ("base_layer", *(f"level{n}" for n in range(6)))),
+    ("1.b1.conv1.conv.weight", ("stem", *(f"s{n}" for n in range(1, 5)))),
+    ("1.block1.block1-0.f.a.0.weight", ("stem", "trunk_output")),
 )
+_At = TypeVar("_At")
 _LANDMARKS = 5  # names of a backbone that are looked for, spread over it
 _MOST_PLACES = 64  # that are held against it, the fullest first
+_MOST_NAMES = 40_000  # in all of them: places within places count each other's
 _MOST_KINDS, _LEAST = 16, 20  # where nobody says which network: places, and tensors of one
 _SHARE = 0.3  # of a backbone's tensors: less behind a prefix is not looked at
 
@@ -100,6 +101,8 @@ class Place:
             and is among the tensors all the same.
         layout: The one layout that they may have; None for any.
         notes: What was done to their names, in sentences.
+        also: Other prefixes behind which the same numbers stand.
+        fault: Why it is no backbone although the names are there, "" for no reason.
     """
 
     prefix: str
@@ -107,6 +110,8 @@ class Place:
     above: frozenset[str] = frozenset()
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    fault: str = ""
 
 
 class Names:
@@ -195,6 +200,7 @@ def find(
     fitting: list[tuple[Place, Match]] = []
     closest: tuple[Place, Match] | None = None
     unclear: UnknownLayoutError | None = None
+    fault = ""
     for place in places:
         matches = survey(backbone, place.tensors, place.layout.name if place.layout else layout)
         sound = [m for m in matches if not wrong_shapes(backbone, m, place.tensors)]
@@ -202,6 +208,9 @@ def find(
             match = settled(sound, place.tensors, asked=asked)
         except UnknownLayoutError as error:
             unclear = unclear or error
+            continue
+        if match is not None and place.fault:
+            fault = fault or place.fault
             continue
         if match is not None:
             fitting.append((place, match))
@@ -213,6 +222,8 @@ def find(
         return _narrowed(checkpoint, names, place, said), match
     if unclear is not None:
         raise unclear
+    if fault:
+        raise WeightsMismatchError(fault)
     if closest is None or (not asked and len(closest[1].missing) > closest[1].num_held):
         raise UnknownLayoutError(
             f"no layout of {spoken(backbone)} has names such as "
@@ -258,7 +269,7 @@ def _places(
                 if not {layout.respelled(n) for n in names.under(prefix)}.isdisjoint(marks):
                     found[(prefix, None)] = None
     counted = {at: names.count(at[0]) for at in found}
-    fullest = sorted(found, key=lambda at: -counted[at])[:_MOST_PLACES]
+    fullest = _affordable(sorted(found, key=lambda at: -counted[at])[:_MOST_PLACES], counted)
     kept = [at for at in fullest if counted[at] >= least] or fullest[:1]
     places = []
     for prefix, only in sorted(kept, key=lambda at: (names.first(at[0]), len(at[0]))):
@@ -267,6 +278,18 @@ def _places(
             place = _renamed(place, only, backbone)
         places.append(_with_classifier(names, _with_stem(place)))
     return places
+
+
+def _affordable(places: Sequence[_At], counted: Mapping[_At, int]) -> list[_At]:
+    """Return the first places, as long as all of them together hold no more names than are read."""
+    total = 0
+    kept: list[_At] = []
+    for at in places:
+        total += counted[at]
+        if kept and total > _MOST_NAMES:
+            break
+        kept.append(at)
+    return kept
 
 
 def places_like(tensors: Mapping[str, Tensor], stems: Sequence[str]) -> list[Place]:
@@ -278,13 +301,26 @@ def places_like(tensors: Mapping[str, Tensor], stems: Sequence[str]) -> list[Pla
     """
     names = Names(tensors)
     found = dict.fromkeys(("", *_before(names.tensors, stems)))
-    fullest = sorted(found, key=lambda prefix: -names.count(prefix))
+    counted = {prefix: names.count(prefix) for prefix in found}
+    fullest = sorted(found, key=lambda prefix: -counted[prefix])
     places = []
-    for prefix in fullest[:_MOST_KINDS]:
+    for prefix in _affordable(fullest[:_MOST_KINDS], counted):
         if not prefix or names.count(prefix) >= _LEAST:
             place = _with_stem(Place(prefix, names.under(prefix)))
             places.append(_with_classifier(names, place))
-    return places
+    return [*places, *_numbered_like(names)]
+
+
+def _numbered_like(names: Names) -> Iterator[Place]:
+    """Return where the children of a backbone of any kind are numbered as that numbers them."""
+    for mark, parts in _NUMBERED:
+        for prefix in list(dict.fromkeys(_before(names.tensors, (mark,))))[:_MOST_KINDS]:
+            if not _LEAST <= names.count(prefix) <= _MOST_NAMES // _MOST_KINDS:
+                continue
+            place = Place(prefix, names.under(prefix))
+            called, fault = _children(place, parts)
+            if not fault:
+                yield _with_classifier(names, _with_parts(place, called))
 
 
 def _landmarks(backbone: Backbone, wanted: Mapping[str, Tensor]) -> list[str]:
@@ -323,16 +359,42 @@ def _numbered(names: Iterable[str], marks: Sequence[str]) -> Iterator[str]:
 def _renamed(place: Place, layout: Layout, backbone: Backbone) -> Place:
     """Give numbered children the names that they have in their network."""
     parts = own_parts(layout, backbone.architecture)
-    numbers = sorted(
-        {n for n in (name.partition(".")[0] for name in place.tensors) if n.isdecimal()}, key=int
-    )
-    called = dict(zip(numbers, parts, strict=False))
+    called, fault = _children(place, parts)
+    if fault:
+        fault = (
+            f"the file numbers the parts of a {spoken(backbone)} {fault}: an activation or a pool "
+            "is not where that has it, so the maps would be others. If it is right all the same, "
+            f"give the tensors their names in {layout.title}."
+        )
+    return replace(_with_parts(place, called), fault=fault)
+
+
+def _with_parts(place: Place, called: Mapping[str, str]) -> Place:
     tensors = {}
     for name, tensor in place.tensors.items():
-        number, dot, rest = name.partition(".")
-        tensors[called.get(number, number) + dot + rest] = tensor
+        first, dot, rest = name.partition(".")
+        if first not in called and (pair := f"{first}.{rest.partition('.')[0]}") in called:
+            first, dot, rest = pair, ".", rest.partition(".")[2]
+        tensors[called.get(first, first) + dot + rest] = tensor
     said = ", ".join(f"{number} is {part}" for number, part in called.items())
-    return replace(place, tensors=tensors, notes=(f"Children are numbered: {said}.",))
+    notes = (f"Children are numbered: {said}.",)
+    return replace(place, tensors=tensors, notes=notes)
+
+
+def _children(place: Place, parts: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Return number → part; and, where pools or activations are not counted, what is there."""
+    firsts = {name.partition(".")[0] for name in place.tensors}
+    numbers = sorted((n for n in firsts if n.isdecimal()), key=int)
+    expected = [str(n) for n in range(len(parts))]
+    if parts[:2] == ("conv1", "bn1"):
+        if "0.0.weight" in place.tensors and "1.weight" not in place.tensors:
+            expected = ["0.0", "0.1", *expected[1:-1]]  # the stem is a child
+        else:
+            expected = [*_CHILDREN, *expected][: len(parts)]
+    if expected[0] == "0" and not {*numbers[: len(parts)]} <= {*expected}:
+        there = dict(zip(numbers, parts, strict=False))
+        return there, f"{', '.join(there)}, and not {', '.join(expected)}"
+    return dict(zip(expected, parts, strict=True)), ""
 
 
 def _with_stem(place: Place) -> Place:
@@ -388,16 +450,18 @@ def _chosen(
     """Return the place that is meant, and why where there are several."""
     distinct: list[tuple[Place, Match]] = []
     for place, match in fitting:
-        if not any(_same_numbers(place, match, *known) for known in distinct):
+        for n, (known, its) in enumerate(distinct):
+            if _same_numbers(place, match, known, its):
+                distinct[n] = replace(known, also=(*known.also, place.prefix)), its
+                break
+        else:
             distinct.append((place, match))
     said: list[str] = []
     left = _best_average([place for place, _ in distinct], checkpoint, said)
     for taken, other in _PREFERENCES:
-        if any(_goes_by(place, taken) for place in left):
-            rest = [p for p in left if _goes_by(p, taken) or not _goes_by(p, other)]
-            if len(rest) < len(left):
-                said.append(f"{taken} was taken, and {other} left: prefix={other!r} takes that")
-            left = rest
+        left = _preferred(left, taken, other, said)
+    if len(left) > 1 and sum(_BACKBONE in _words(place, left) for place in left) == 1:
+        left = _preferred(left, re.compile(_BACKBONE), re.compile("(?!backbone$).+"), said)
     if len(left) > 1:
         there = " and ".join(f"prefix={place.prefix.removesuffix('.')!r}" for place in left)
         raise WeightsMismatchError(
@@ -405,11 +469,43 @@ def _chosen(
             f"which: {there}."
         )
     place, match = next(pair for pair in distinct if pair[0] is left[0])
+    if also := {*place.also} - {place.prefix}:
+        shown = listed(repr(prefix.removesuffix(".")) for prefix in also)
+        said.append(f"the same numbers stand at {shown} too")
     return place, match, tuple(said)
 
 
+def _preferred(
+    places: list[Place], taken: re.Pattern[str], other: re.Pattern[str], said: list[str]
+) -> list[Place]:
+    """Leave the places that go by ``other`` where there are some that go by ``taken`` alone."""
+    words = [_words(place, places) for place in places]
+    left = [any(map(other.fullmatch, of)) and not any(map(taken.fullmatch, of)) for of in words]
+    for n, of in enumerate(words):
+        if not left[n] and (word := next(filter(taken.fullmatch, of), "")):
+            said += [
+                f"{word} was taken, and another left: prefix={p.prefix.removesuffix('.')!r} takes "
+                "that"
+                for p, is_left in zip(places, left, strict=True)
+                if is_left
+            ]
+            return [p for p, is_left in zip(places, left, strict=True) if not is_left]
+    return places
+
+
+def _words(place: Place, places: Sequence[Place]) -> list[str]:
+    """Return the keys on the way to a place that do not lead to all the others as well."""
+    ways = [_way(one) for one in places]
+    common = set(ways[0]).intersection(*ways[1:]) if len(ways) > 1 else set()
+    return [word for word in _way(place) if word not in common]
+
+
+def _way(place: Place) -> list[str]:
+    return [word for prefix in (place.prefix, *place.also) for word in prefix.split(".") if word]
+
+
 def _goes_by(place: Place, word: str) -> bool:
-    return word in place.prefix.split(".")
+    return word in _way(place)
 
 
 def _same_numbers(place: Place, match: Match, other: Place, known: Match) -> bool:
@@ -425,7 +521,7 @@ def _same_numbers(place: Place, match: Match, other: Place, known: Match) -> boo
 
 def _best_average(places: list[Place], checkpoint: Checkpoint, said: list[str]) -> list[Place]:
     """Of weights as trained and weights averaged over training, keep the averaged."""
-    averaged = {id(p): word for p in places for word in _EMA if _goes_by(p, word)}
+    averaged = {id(p): word for p in places for word in _way(p) if _AVERAGED.fullmatch(word)}
     plain = [place for place in places if id(place) not in averaged]
     if not averaged:
         return places

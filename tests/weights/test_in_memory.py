@@ -1,0 +1,142 @@
+"""Weights that are in memory: open files, modules, members of torchvision's enums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from trunkline import Backbone, create_backbone, load_weights
+from trunkline.errors import (
+    CheckpointError,
+    ConfigError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
+from trunkline.weights import catalog
+from trunkline.weights.sources import opened
+
+pytestmark = pytest.mark.usefixtures("weights_home")
+
+
+@pytest.fixture
+def trained(families: dict[str, Any]) -> Backbone:
+    backbone: Backbone = families["resnet-basic"].build(seed=1)
+    return backbone
+
+
+@pytest.fixture
+def fresh(families: dict[str, Any]) -> Backbone:
+    backbone: Backbone = families["resnet-basic"].build(seed=7)
+    return backbone
+
+
+def is_same(one: Backbone, other: Backbone) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def written(backbone: Backbone, kind: str) -> bytes:
+    if kind == "safetensors":
+        return save(backbone.state_dict())
+    stream = io.BytesIO()
+    torch.save(
+        {"state_dict": backbone.state_dict()},
+        stream,
+        _use_new_zipfile_serialization=kind == "zip",
+    )
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_an_open_file_is_read_from_where_it_stands_and_left_open(
+    trained: Backbone, fresh: Backbone, kind: str, tmp_path: Path
+) -> None:
+    content = written(trained, kind)
+    stream = io.BytesIO(b"before" + content)
+    stream.seek(6)
+    report = load_weights(fresh, stream)
+    assert is_same(trained, fresh)
+    assert not stream.closed
+    assert report.sha256 == hashlib.sha256(content).hexdigest()
+    path = tmp_path / "of_somebody.bin"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        report = load_weights(fresh, file)
+        assert not file.closed
+    assert str(path) in report.source
+    path.write_bytes(b"\0" * len(content))  # saved over, as who trains does
+    assert is_same(trained, fresh)
+
+
+def test_what_is_wrong_with_an_open_file_is_said(trained: Backbone, fresh: Backbone) -> None:
+    read = io.BytesIO(written(trained, "zip"))
+    read.read()
+    with pytest.raises(CheckpointError, match=r"the open BytesIO is empty"):
+        load_weights(fresh, read)
+    with pytest.raises(ConfigError, match="opened as text; open it with mode 'rb'"):
+        load_weights(fresh, io.StringIO("weights"))  # type: ignore[arg-type]
+    assert fresh.load_report is None
+
+
+def test_a_module_stands_for_its_state_dict(trained: Backbone, fresh: Backbone) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = trained
+            self.head = nn.Linear(4, 2)
+
+    report = load_weights(fresh, Model())  # type: ignore[arg-type]
+    assert is_same(trained, fresh)
+    assert report.prefix == "backbone."
+    with pytest.raises(WeightsMismatchError, match="no layout of"):
+        load_weights(fresh, nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [3, None, ["a"]], ids=["number", "none", "list"])
+def test_other_things_are_refused_with_what_is_allowed(fresh: Backbone, given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"given as .*; allowed: a tag, a path, .* a state dict"):
+        load_weights(fresh, given)
+
+
+@dataclass(frozen=True)
+class Published:
+    """As torchvision's Weights: an address, and facts that are not needed."""
+
+    url: str
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def test_a_member_of_torchvisions_enums_is_the_row_of_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = {row.tag: row for row in catalog.entries("resnet50")}
+    row = next(row for tag, row in rows.items() if "torchvision" in tag or "imagenet1k" in tag)
+    url = next(place.url for place in row.places if "download.pytorch.org" in place.url)
+    members = {"IMAGENET1K_V9": Published(url), "OTHER": Published("https://x.invalid/a.pth")}
+    functional: Any = Enum
+    enum = functional("ResNet50_Weights", members)
+    asked: list[str] = []
+
+    def locate(_variant: str, source: str, **_: object) -> Any:
+        asked.append(source)
+        raise WeightsNotFoundError("no network in a test")
+
+    monkeypatch.setattr("trunkline.weights.sources.locate", locate)
+    with pytest.raises(WeightsNotFoundError, match="no network in a test"):
+        opened("resnet50", enum.IMAGENET1K_V9)
+    assert asked == [row.tag]
+    with pytest.raises(WeightsNotFoundError, match=r"ResNet50_Weights\.OTHER is no checkpoint of"):
+        opened("resnet50", enum.OTHER)
+    with pytest.raises(WeightsNotFoundError, match="of resnet18: it is of resnet50"):
+        opened("resnet18", enum.IMAGENET1K_V9)
+    with pytest.raises(WeightsNotFoundError, match=r"ResNet50_Weights\.OTHER"):
+        create_backbone("resnet50", weights=enum.OTHER)
