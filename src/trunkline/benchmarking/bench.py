@@ -26,6 +26,7 @@ from trunkline.runtimes.fidelity import compare_maps
 from trunkline.runtimes.graphs import example_images
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.timing import Clocks, paired_ratio, summarize, take_turns
+from trunkline.weights.opening import is_saved, open_backbone
 from trunkline.zoo import create_backbone
 
 _PEAK = "convolution peak"  # no contestant can be called that
@@ -83,7 +84,8 @@ def bench(
     share of the peak is fair, the convolution that reached it takes its turns among them.
 
     Args:
-        names: Of variants, as ``create_backbone`` takes them.
+        names: Of variants, as ``create_backbone`` takes them; or folders and repositories that
+            ``save_pretrained`` wrote, which have their own weights.
         config: What to measure; None for the defaults.
         progress: Told, in words, what is measured next.
         clocks: None for the machine's own.
@@ -113,9 +115,9 @@ def bench(
     rows: list[BenchRow] = []
     with torch_threads(threads):
         backbones = [seeded_backbone(name, chosen.weights) for name in names]
-        for backbone, shape in product(backbones, chosen.shapes):
-            tell(f"{backbone.variant} at {'x'.join(map(str, shape))}")
-            rows += _Cell(backbone, shape, chosen, threads).rows(peaks, clocks)
+        for (name, backbone), shape in product(zip(names, backbones, strict=True), chosen.shapes):
+            tell(f"{backbone.variant or name} at {'x'.join(map(str, shape))}")
+            rows += _Cell(name, backbone, shape, chosen, threads).rows(peaks, clocks)
     return BenchReport(
         date=datetime.date.today().isoformat(),
         processor=machine.describe(),
@@ -146,6 +148,7 @@ class _Measured:
 class _Cell:
     """One backbone at one shape."""
 
+    name: str  # as it was asked for
     backbone: Backbone
     shape: Shape
     config: BenchConfig
@@ -156,7 +159,7 @@ class _Cell:
     ) -> list[BenchRow]:
         """Measure and return the rows, the one that ratios are to first."""
         images = example_images(self.backbone, *self.shape, preprocess=False)
-        reference = eager(self.backbone, images)
+        reference = eager(self.backbone, images, self.name)
         contestants = self._contestants(reference, images)
         runs: dict[str, Callable[[], object]] = {one.label: one.run for one in contestants}
         peaks = {f"{_PEAK} {peak.precision}": peak for peak in find_peaks()}
@@ -208,7 +211,7 @@ class _Cell:
             memory = peak_memory(job)
         levels = self.backbone.returned_levels
         return BenchRow(
-            backbone=str(self.backbone.variant),
+            backbone=self.backbone.variant or self.name,
             shape=self.shape,
             runner=one.label,
             runtime=one.runtime,
@@ -228,6 +231,8 @@ class _Cell:
 
 def seeded_backbone(name: str, weights: str) -> Backbone:
     """Build a backbone in eval mode; random weights are the same in every run."""
+    if is_saved(name):
+        return open_backbone(name, weights).eval()
     if weights != "none":
         return create_backbone(name, weights=weights).eval()
     with torch.random.fork_rng(devices=[]):

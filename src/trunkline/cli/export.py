@@ -15,6 +15,7 @@ from trunkline.cli.loaded import (
     print_report,
     report_as_dict,
     warn_of_random,
+    weights_said,
 )
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def export_command(  # one parameter per flag
-    name: Annotated[str, typer.Argument(help="Of the backbone; `trunkline list` shows all.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://..."
+        ),
+    ],
     out: Annotated[
         str | None,
         typer.Argument(
@@ -54,11 +60,13 @@ def export_command(  # one parameter per flag
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Of a fixed batch. 1.")] = None,
     levels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="INDEX...", help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32."
+            metavar="INDEX...",
+            help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32. Default: all, or "
+            "those that were saved.",
         ),
-    ] = "0,1,2,3",
+    ] = None,
     weights: WeightsOption = "none",
     seed: SeedOption = 0,
     preprocess: Annotated[
@@ -113,8 +121,9 @@ def export_command(  # one parameter per flag
 
     if serve is None:
         config_of(file_format or "onnx", options)  # before weights are downloaded
+    return_idx = None if levels is None else parse_levels(levels)
     network = build_network(
-        name, weights, parse_levels(levels), seed=seed, allow_noncommercial=allow_noncommercial
+        name, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial
     )
     served: RepositoryReport | None = None
     if serve is None:
@@ -123,14 +132,14 @@ def export_command(  # one parameter per flag
         served = write_repository(
             network,
             str(repo),
-            model_name or str(network.variant),
+            model_name or network.variant or "backbone",
             cast(Any, serve),
             version=1 if model_version is None else model_version,
             max_batch_size=max_batch_size,
             **options,
         )
         written = served.export
-    random_seed = seed if weights == "none" else None
+    random_seed = seed if network.load_report is None else None
     if random_seed is not None:
         warn_of_random(seed, on_stderr=as_json)
     if as_json:
@@ -138,7 +147,7 @@ def export_command(  # one parameter per flag
         print_json(
             {
                 "backbone": network.variant,
-                "weights": None if weights == "none" else weights,
+                "weights": weights_said(network, weights),
                 "seed": random_seed,
                 "loaded": loaded,
                 **(written if served is None else served).to_dict(),

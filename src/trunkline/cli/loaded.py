@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from trunkline.weights.loading import LoadReport
 
 
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|DIR|hf://...",
+        help="Its name; `trunkline list` shows all. Or a folder or repository that "
+        "save_pretrained wrote.",
+    ),
+]
+
 # The flags of verbs that build a network, for `build_network`.
 WeightsOption = Annotated[
     str,
@@ -64,27 +73,50 @@ def download_bars() -> Iterator[Progress | None]:
 def build_network(
     name: str,
     weights: str,
-    return_idx: tuple[int, ...],
+    return_idx: tuple[int, ...] | None,
     *,
     seed: int,
     allow_noncommercial: bool,
 ) -> Backbone:
-    """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
+    """Build the backbone that ``--backbone`` means, with the weights that a verb was given.
+
+    Args:
+        name: A variant, a folder that ``save_pretrained`` wrote, or ``hf://owner/repo``.
+        weights: Of a variant; ``none`` is a seeded random network. A saved one has its own.
+        return_idx: Which maps; None for all of a variant, and for those that were saved.
+        seed: Of a random network.
+        allow_noncommercial: Agree to weights that forbid commercial use.
+
+    Returns:
+        The backbone. Its ``load_report`` is None where it is random.
+    """
     import torch
 
     import trunkline
+    from trunkline.backbones.options import ALL_STAGES
     from trunkline.weights.loading import load_weights
+    from trunkline.weights.opening import is_saved, open_backbone
 
+    if is_saved(name):
+        given = {} if return_idx is None else {"return_idx": return_idx}
+        return open_backbone(name, weights, allow_noncommercial=allow_noncommercial, **given)
     random = weights == "none"
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
-        network = trunkline.create_backbone(name, return_idx=return_idx)
+        network = trunkline.create_backbone(name, return_idx=return_idx or ALL_STAGES)
     if not random:  # a network without numbers until here: they all come from the file
         with download_bars() as progress:
             load_weights(
                 network, weights, allow_noncommercial=allow_noncommercial, progress=progress
             )
     return network
+
+
+def weights_said(network: Backbone, weights: str) -> str | None:
+    """Return what a report calls the weights: as asked for, ``saved``, or None for random ones."""
+    if network.load_report is None:
+        return None
+    return "saved" if weights == "none" else weights
 
 
 def warn_of_random(seed: int, *, on_stderr: bool) -> None:
