@@ -79,7 +79,7 @@ def test_frozen_members_of_an_optimizer_do_not_move(one_of_each: Family) -> None
 
 def test_groups_with_frozen_members_are_those_of_the_thawed_network(one_of_each: Family) -> None:
     backbone = one_of_each.build()
-    words = {"lr": 1e-3, "weight_decay": 0.1}
+    words: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
     before = backbone.param_groups(**words, frozen=True)
     backbone.freeze(2)
     after = backbone.param_groups(**words, frozen=True)
@@ -95,9 +95,10 @@ def test_groups_with_frozen_members_are_those_of_the_thawed_network(one_of_each:
 
 
 def test_a_module_around_the_network_keeps_the_same_parameters(one_of_each: Family) -> None:
-    model = nn.Sequential(one_of_each.build())
+    backbone = one_of_each.build()
+    model = nn.Sequential(backbone)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    model[0].freeze(3)
-    model[0].freeze(-1)
+    backbone.freeze(3)
+    backbone.freeze(-1)
     assert [id(p) for p in model.parameters()] == held

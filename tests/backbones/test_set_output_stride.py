@@ -98,7 +98,7 @@ def test_layers_that_were_replaced_are_named_and_nothing_changes(
 ) -> None:
     backbone = families["resnet-pooled"].build().eval()
     images = torch.randn(1, 3, 64, 64)
-    backbone.stages[3].blocks[0].conv2.conv = nn.Identity()
+    backbone.get_submodule("stages.3.blocks.0.conv2").conv = nn.Identity()
     old = backbone(images)
     message = (
         r"stages\.3\.blocks\.0\.conv2\.conv is not the convolution that it was built as, it is a "

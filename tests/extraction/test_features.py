@@ -112,19 +112,20 @@ def test_several_photos_give_a_list_each(photo: Path) -> None:
     backbone = tiny(return_idx=(1, 0))
     one = features(photo, backbone, preprocessing=SMALL)
     array = np.asarray(decode_image(photo))
+    several: Any
     for several in (
         [photo, str(photo)],
         (path.read_bytes() for path in (photo, photo)),
         (decode_image(photo), torch.from_numpy(array.copy())),
         np.stack([array, array]),
     ):
-        found = features(several, backbone, preprocessing=SMALL)
+        found: Any = features(several, backbone, preprocessing=SMALL)
         assert [[m.level for m in maps] for maps in found] == [["stage1", "stage0"]] * 2
         for maps in found:
             assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(maps, one, strict=True))
     assert features([], backbone) == []
-    [alone] = features(array[None], backbone, preprocessing=SMALL)
-    assert torch.equal(alone[0].tensor, one[0].tensor)
+    alone: Any = features(array[None], backbone, preprocessing=SMALL)
+    assert torch.equal(alone[0][0].tensor, one[0].tensor)
     assert torch.equal(features(array, backbone, preprocessing=SMALL)[0].tensor, one[0].tensor)
 
 

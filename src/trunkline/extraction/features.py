@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -111,7 +111,7 @@ def features(
 
 @overload
 def features(
-    image: Iterable[Any],
+    image: list[Any] | tuple[Any, ...] | Iterator[Any],
     backbone: Network,
     *,
     preprocessing: Preprocessing | None = None,
