@@ -220,7 +220,7 @@ def test_depths_that_no_resnet_has_are_refused(depth: Any) -> None:
     ("build", "message"),
     [
         (lambda: DLANet(dla="dla35"), r"no variant 'dla35'; closest: dla34"),
-        (lambda: DLANet(dla="resnet50"), r"no variant 'resnet50'"),
+        (lambda: DLANet(dla="resnet50"), r"'resnet50' is no variant of DLANet; ResNet\("),
         (
             lambda: RegNet(variant="regnet-y-081"),
             r"no variant 'regnet-y-081'; closest: regnet-y-08",
