@@ -406,7 +406,7 @@ def test_large_texts_of_a_sound_png_are_skipped(tmp_path: Path, kind: str) -> No
         info.add_itxt("workflow", large, zip=True)
     elif kind != "iCCP":
         info.add_text("workflow", large, zip=kind != "tEXt")
-    profile = {"icc_profile": bytes(2 << 20)} if kind == "iCCP" else {}
+    profile: dict[str, Any] = {"icc_profile": bytes(2 << 20)} if kind == "iCCP" else {}
     image.save(tmp_path / "text.png", pnginfo=info, exif=exif, **profile)
     plain = tmp_path / "plain.png"
     image.save(plain, exif=exif)

@@ -259,13 +259,14 @@ def test_with_size_of_other_kinds() -> None:
         ("interpolation", "cubic", r"interpolation='cubic' is unknown; use one of .*bicubic"),
         ("value_range", "-1..1", r"value_range='-1..1' is unknown; use one of 0..1, 0..255"),
         ("channel_order", "GBR", r"channel_order='GBR' is unknown; use one of RGB, BGR"),
-        ("mean", (0.5, 0.5), r"mean=\(0.5, 0.5\) must be a tuple of three finite numbers"),
-        ("mean", (0.5, 0.5, float("nan")), r"must be a tuple of three finite numbers"),
+        ("mean", (0.5, 0.5), r"mean has 2 numbers and std 3; give one of each per channel"),
+        ("mean", (0.5, 0.5, float("nan")), r"must be a tuple of finite numbers"),
         ("std", (1.0, 0.0, 1.0), r"std=\(1.0, 0.0, 1.0\) must be positive"),
         ("std", (1.0, 1e-50, 1.0), r"must be positive, from 1e-06 to 1e\+06; 1.0 leaves"),
-        ("std", (1.0, True, 1.0), r"std=\(1.0, True, 1.0\) must be a tuple of three finite"),
+        ("std", (1.0, True, 1.0), r"std=\(1.0, True, 1.0\) must be a tuple of finite"),
         ("mean", (10**400, 0, 0), r"mean=\(<an integer of 1329 bits>, 0, 0\) must be a tuple"),
-        ("mean", [0.5, 0.5, 0.5], r"must be a tuple of three finite numbers"),
+        ("mean", (), r"mean=\(\) must be a tuple of finite numbers, one per channel"),
+        ("mean", [0.5, 0.5, 0.5], r"must be a tuple of finite numbers"),
         ("interpolation", {"a": "b" * 9999}, r"interpolation=\{.*\.\.\..*\} is unknown"),
         ("mean", (123.7, 116.3, 103.5), r"lies outside value_range='0..1'; give the mean on"),
         ("mean", (0.0, 1.1, 0.0), r"lies outside value_range='0..1'; give the mean on"),
@@ -375,3 +376,10 @@ def test_photos_are_decoded_and_resized_without_pytorch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("(224, 224, 3)\n", "")
+
+
+def test_bgr_is_for_three_channels() -> None:
+    with pytest.raises(
+        ConfigError, match=r"channel_order='BGR' is for three channels, and mean ha"
+    ):
+        dataclasses.replace(PLAIN, channel_order="BGR", mean=(0.5,), std=(0.5,))

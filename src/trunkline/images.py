@@ -125,14 +125,22 @@ def normalised(
 
     Returns:
         (N, 3, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
+
+    Raises:
+        ConfigError: a preprocessing for another number of channels.
     """
+    if preprocessing.num_channels != pixels.shape[-1]:
+        raise ConfigError(
+            f"the preprocessing has numbers for {preprocessing.num_channels} channels and the "
+            f"picture has {pixels.shape[-1]}; give one mean and std per channel."
+        )
     values = np.moveaxis(pixels, -1, 1)  # (N, 3, H, W)
     if preprocessing.channel_order == "BGR":
         values = values[:, ::-1]
     numbers = np.ascontiguousarray(values, np.float32)
     if preprocessing.value_range == "0..1":
         numbers /= np.float32(255)
-    shape = (3, 1, 1)
+    shape = (-1, 1, 1)
     numbers -= np.array(preprocessing.mean, np.float32).reshape(shape)
     numbers /= np.array(preprocessing.std, np.float32).reshape(shape)
     return numbers

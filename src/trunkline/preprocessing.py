@@ -11,14 +11,20 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trunkline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 MAX_INPUT_PIXELS = 1 << 26
 """Largest size that a preprocessing may ask for, in pixels: 8192×8192, 0.8 GB in float32."""
+
+MAX_CHANNELS = 2**20
+"""Most channels that a preprocessing may have numbers for: as many as a backbone may take."""
 
 _FACTORS = (8, 4, 2)  # what libjpeg can divide sides by while it decodes
 _SPARE = 2  # how many times the size after the resize a reduced picture must still have
@@ -40,8 +46,10 @@ def _is_size(value: object) -> bool:
     )
 
 
-def _is_triple(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value))
+def _is_numbers(value: object) -> bool:
+    return (
+        isinstance(value, tuple) and 1 <= len(value) <= MAX_CHANNELS and all(map(_is_number, value))
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -67,10 +75,12 @@ class Preprocessing:
             that, whatever the aspect ratio; None leaves the size alone.
         crop: (H, W) of the centre crop after the resize; None keeps everything.
         interpolation: one of ``INTERPOLATIONS``, with Pillow's antialiasing.
-        mean: one number per channel, in ``channel_order`` and on the scale of ``value_range``.
+        mean: one number per channel, in ``channel_order`` and on the scale of ``value_range``;
+            three for photos, any number for pictures of other bands.
         std: as ``mean``; positive.
         value_range: "0..1" divides the 8-bit values by 255 first, "0..255" does not.
-        channel_order: "RGB" or "BGR", the order of the tensor's channels.
+        channel_order: "RGB" or "BGR", the order of the tensor's channels; with other numbers
+            of channels than three "RGB", which leaves the bands in their order.
         pad_to_multiple: N pads at the right and the bottom with black, after resize and crop, so
             that height and width are multiples of N; None does not pad. Without resize and crop
             this is what a detector takes.
@@ -82,8 +92,8 @@ class Preprocessing:
     resize: int | tuple[int, int] | None
     crop: tuple[int, int] | None
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     value_range: Literal["0..1", "0..255"]
     channel_order: Literal["RGB", "BGR"]
     pad_to_multiple: int | None = None
@@ -129,11 +139,21 @@ class Preprocessing:
 
     def _check_numbers(self) -> None:
         for field in ("mean", "std"):
-            if not _is_triple(value := getattr(self, field)):
+            if not _is_numbers(value := getattr(self, field)):
                 raise ConfigError(
-                    f"{field}={_shown(value)} must be a tuple of three finite numbers, "
-                    f"one per channel in the order {self.channel_order}."
+                    f"{field}={_shown(value)} must be a tuple of finite numbers, one per channel: "
+                    f"three for photos, in the order {self.channel_order}."
                 )
+        if len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}; give one of each per "
+                "channel."
+            )
+        if self.channel_order == "BGR" and self.num_channels != 3:
+            raise ConfigError(
+                f"channel_order='BGR' is for three channels, and mean has {self.num_channels}; "
+                "channels of other pictures keep the order of their bands: leave it 'RGB'."
+            )
         low, high = _STD_RANGE
         if min(self.std) < low or max(self.std) > high:
             raise ConfigError(
@@ -145,6 +165,42 @@ class Preprocessing:
                 f"mean={self.mean!r} lies outside value_range={self.value_range!r}; "
                 "give the mean on that scale, or set the other value_range."
             )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the tensors that this makes."""
+        return len(self.mean)
+
+    def __call__(
+        self, images: object, *, size: int | tuple[int, int] | Literal["own"] | None = "own"
+    ) -> torch.Tensor:
+        """Turn photos into what a network takes, as ``trunkline.images.preprocess`` does one.
+
+        This is a transform for a ``Dataset`` and works in the workers of a ``DataLoader``.
+
+        Args:
+            images: A photo: a path, the bytes of a file, a Pillow image, or an 8-bit array or
+                tensor ``(H, W, 3)``, RGB (``(H, W)`` is grey). Or several: a list, tuple or
+                generator of these, or an array ``(N, H, W, 3)``.
+            size: Another input size, as ``with_size`` takes it; ``"own"`` is that of this.
+
+        Returns:
+            float32 tensor, contiguous: ``(3, H, W)`` for a photo, ``(N, 3, H, W)`` for several.
+
+        Raises:
+            ImageError: A photo cannot be decoded.
+            InputError: Something that is no photo, or photos of different sizes after this.
+            ConfigError: ``size`` is none, or this is not for three channels.
+
+        Example:
+            >>> IMAGENET("examples/cat.jpg").shape
+            torch.Size([3, 224, 224])
+            >>> IMAGENET(["examples/cat.jpg", "examples/cat.jpg"], size=96).shape
+            torch.Size([2, 3, 96, 96])
+        """
+        from trunkline.pictures import tensors_of  # what touches pictures stays out of here
+
+        return tensors_of(images, self if size == "own" else self.with_size(size))
 
     @property
     def _white(self) -> float:
@@ -189,9 +245,8 @@ class Preprocessing:
             self, channel_order="RGB", mean=self._rgb(self.mean), std=self._rgb(self.std)
         )
 
-    def _rgb(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
-        first, second, third = values
-        return values if self.channel_order == "RGB" else (third, second, first)
+    def _rgb(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        return values if self.channel_order == "RGB" else values[::-1]
 
     def with_size(self, size: int | tuple[int, int] | None) -> Preprocessing:
         """Return the same preprocessing for another input size.
@@ -261,6 +316,28 @@ IMAGENET = Preprocessing(
     channel_order="RGB",
 )
 """What most published ImageNet checkpoints expect, torchvision's first ones among them."""
+
+
+_ONE_CHANNEL = (0.449, 0.226)  # the means of IMAGENET's numbers, for grey
+
+
+def assumed_for(channels: int) -> Preprocessing:
+    """Return what is assumed of a network whose weights do not say how they want their images.
+
+    Args:
+        channels: Of its images.
+
+    Returns:
+        ``IMAGENET``; for other channels than three its sizes, and its ``mean`` and ``std``: their
+        averages for one channel, else repeated in order (0.485, 0.456, 0.406, 0.485, ...).
+    """
+    if channels == 3:
+        return IMAGENET
+    mean, std = (
+        (average,) if channels == 1 else tuple(values[index % 3] for index in range(channels))
+        for values, average in zip((IMAGENET.mean, IMAGENET.std), _ONE_CHANNEL, strict=True)
+    )
+    return dataclasses.replace(IMAGENET, mean=mean, std=std)
 
 
 def reduction(preprocessing: Preprocessing, height: int, width: int) -> int:

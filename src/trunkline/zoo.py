@@ -19,6 +19,7 @@ from trunkline.backbones.levels import Level
 from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
 from trunkline.backbones.upstream_names import check_checkpoint, parted
 from trunkline.backbones.variants import normalize_name, resolve_variant
+from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError, UnknownVariantError
 
 # A row a family: where its variants and other libraries' names for them stand.
@@ -95,6 +96,7 @@ def build_backbone(
     **options: Unpack[Options],
 ) -> Backbone:
     """Build a backbone from a family's config; the rest is as for ``create_backbone``."""
+    check_words(options)
     if isinstance(config, resnet.ResNetConfig):
         return resnet.ResNet(config, return_idx=return_idx, weights=weights, **options)
     if isinstance(config, dla.DLAConfig):

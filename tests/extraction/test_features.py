@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ import trunkline
 from trunkline.errors import ConfigError, ImageError, InputError, OutputError
 from trunkline.extraction import features as module
 from trunkline.extraction.features import FeatureMap, features, preprocessing_of, save_features
+from trunkline.heads.classifier import Classifier, ClassifierHead
 from trunkline.images import IMAGENET, decode_image, preprocess
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +65,20 @@ def test_modes_of_all_modules_and_statistics_stay(photo: Path) -> None:
 
 
 def test_modes_stay_when_the_backbone_fails(photo: Path) -> None:
-    backbone = tiny(in_channels=1).train()
-    with pytest.raises(InputError, match=r"got 3 channels.*in_channels=3"):
+    backbone = tiny().train()
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    backbone.stages[1].register_forward_hook(fails)
+    with pytest.raises(RuntimeError, match="no memory"):
         features(photo, backbone, preprocessing=SMALL)
     assert backbone.training
+
+
+def test_a_backbone_of_other_channels_takes_no_photo(photo: Path) -> None:
+    with pytest.raises(InputError, match=r"takes 1 channels, and a photo has three.*in_channels=3"):
+        features(photo, tiny(in_channels=1), preprocessing=SMALL)
 
 
 def test_a_head_may_train_on_the_maps(photo: Path) -> None:
@@ -91,9 +103,73 @@ def test_preprocessing_of_the_backbone_comes_before_imagenet(photo: Path) -> Non
     [rgb] = features(photo, backbone, preprocessing=SMALL)
     assert rgb.shape == own.shape
     assert not torch.equal(rgb.tensor, own.tensor)
-    backbone.preprocessing = {"resize": 256}  # type: ignore[assignment] # the mistake that is meant
     with pytest.raises(ConfigError, match=r"preprocessing is a dict; set a Preprocessing, or None"):
-        features(photo, backbone)
+        backbone.preprocessing = {"resize": 256}  # type: ignore[assignment]
+    assert backbone.preprocessing is own.preprocessing
+
+
+def test_several_photos_give_a_list_each(photo: Path) -> None:
+    backbone = tiny(return_idx=(1, 0))
+    one = features(photo, backbone, preprocessing=SMALL)
+    array = np.asarray(decode_image(photo))
+    several: Any
+    for several in (
+        [photo, str(photo)],
+        (path.read_bytes() for path in (photo, photo)),
+        (decode_image(photo), torch.from_numpy(array.copy())),
+        np.stack([array, array]),
+    ):
+        found: Any = features(several, backbone, preprocessing=SMALL)
+        assert [[m.level for m in maps] for maps in found] == [["stage1", "stage0"]] * 2
+        for maps in found:
+            assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(maps, one, strict=True))
+    assert features([], backbone) == []
+    alone: Any = features(array[None], backbone, preprocessing=SMALL)
+    assert torch.equal(alone[0][0].tensor, one[0].tensor)
+    assert torch.equal(features(array, backbone, preprocessing=SMALL)[0].tensor, one[0].tensor)
+
+
+def test_photos_of_different_sizes_each_keep_theirs() -> None:
+    backbone = tiny(return_idx=(0,))
+    own_size = IMAGENET.with_size(None)
+    shapes = [np.zeros((h, w, 3), np.uint8) for h, w in ((33, 40), (50, 20))]
+    found = features(shapes, backbone, preprocessing=own_size)
+    assert [maps[0].shape for maps in found] == [(64, 9, 10), (64, 13, 5)]
+
+
+def test_a_classifier_and_an_average_are_their_backbone(photo: Path) -> None:
+    backbone = tiny(return_idx=(3,))
+    classifier = Classifier(backbone, ClassifierHead(512, 4))
+    averaged = torch.optim.swa_utils.AveragedModel(classifier)
+    [expected] = features(photo, backbone, preprocessing=SMALL)
+    for wrapped in (classifier, averaged):
+        [got] = features(photo, wrapped, preprocessing=SMALL)
+        assert torch.equal(got.tensor, expected.tensor)
+        assert got.model == "resnet18"
+
+
+@pytest.mark.parametrize("preprocess_inside", [False, True], ids=["normalised", "pixels"])
+def test_a_runner_gives_the_maps_of_its_backbone(photo: Path, preprocess_inside: bool) -> None:
+    backbone = tiny(return_idx=(0, 1))
+    runner = trunkline.deploy(backbone, runtime="torch", preprocess=preprocess_inside)
+    expected = features(photo, backbone, preprocessing=SMALL)
+    got = features(photo, runner, preprocessing=SMALL)
+    assert [(m.level, m.stride, m.model) for m in got] == [
+        (m.level, m.stride, m.model) for m in expected
+    ]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one.tensor, other.tensor, rtol=1e-4, atol=1e-5)
+    assert runner.preprocessing == IMAGENET
+    if preprocess_inside:
+        other_numbers = dataclasses.replace(SMALL, mean=(0.0, 0.0, 0.0))
+        with pytest.raises(ConfigError, match="the runner normalises by itself"):
+            features(photo, runner, preprocessing=other_numbers)
+
+
+@pytest.mark.parametrize("given", ["resnet18", None, torch.nn.Linear(2, 2)], ids=repr)
+def test_what_is_no_backbone(photo: Path, given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"takes a backbone, a runner, .*, got \w+; create_back"):
+        features(photo, given)
 
 
 def test_bad_photo(tmp_path: Path) -> None:

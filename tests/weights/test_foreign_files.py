@@ -229,7 +229,7 @@ def test_a_file_with_a_fault_changes_nothing(tmp_path: Path, case: str) -> None:
     assert str(path) in str(caught.value)
     assert equal(before, backbone.state_dict())
     assert backbone.load_report is None
-    assert backbone.preprocessing is None
+    assert backbone.stated_preprocessing is None
     assert not any(tensor.is_meta for tensor in backbone.state_dict().values())
 
 

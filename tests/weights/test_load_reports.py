@@ -185,7 +185,7 @@ def test_preprocessing_is_forgotten_with_the_weights_it_belonged_to(tmp_path: Pa
     load_weights(
         backbone, saved(tmp_path / "x.safetensors", upstream_tensors("timm-regnet", "regnet-x-002"))
     )
-    assert backbone.preprocessing is None
+    assert backbone.stated_preprocessing is None
 
 
 def test_a_report_is_plain_data_that_stays() -> None:

@@ -11,14 +11,15 @@ map has stride 4·2^i: 0 → H/4, 1 → H/8, 2 → H/16, 3 → H/32, rounded up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trunkline.backbones.blocks import Checkpointed, ResidualBlock, Sampling
-from trunkline.backbones.layers import Layers, make_act, make_norm
+from trunkline.backbones.counting import count_macs
+from trunkline.backbones.layers import Layers, NormStandIn, make_act, make_norm
 from trunkline.backbones.levels import Level
 from trunkline.backbones.options import (
     ALL_STAGES,
@@ -29,8 +30,10 @@ from trunkline.backbones.options import (
     check_frozen_stages,
     resolve_indices,
 )
+from trunkline.backbones.resampling import resample
+from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError, InputError
-from trunkline.preprocessing import Preprocessing
+from trunkline.preprocessing import Preprocessing, assumed_for
 
 if TYPE_CHECKING:
     from trunkline.weights.loading import LoadReport
@@ -94,7 +97,6 @@ class Backbone(nn.Module):
         channels: Of the maps that ``forward`` returns, in that order.
         strides: Of the same maps, in pixels of the image.
         variant: The published name, or None.
-        preprocessing: How the weights want their images, where that is known.
         load_report: What loading the weights did, None for a random network.
         options: What was chosen when it was built.
 
@@ -113,15 +115,11 @@ class Backbone(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        known = {field.name for field in fields(BackboneOptions)}
-        if unknown := sorted(options.keys() - known):
-            raise ConfigError(
-                f"unknown option {', '.join(unknown)}; allowed: {', '.join(sorted(known))}."
-            )
+        check_words(options)
         chosen = BackboneOptions(return_idx=return_idx, **options)
         self.architecture = architecture
         self.variant = variant
-        self.preprocessing: Preprocessing | None = None
+        self._preprocessing: Preprocessing | None = None
         self.load_report: LoadReport | None = None
         self.options = chosen.storable()
         self.in_channels = chosen.in_channels
@@ -151,6 +149,35 @@ class Backbone(nn.Module):
         self.levels = tuple(levels)
         self._set_up_blocks(chosen)
 
+    def set_output_stride(self, output_stride: int) -> None:
+        """Change the coarsest stride of a network that is built, and keep its weights.
+
+        The network computes what one built with this ``output_stride`` and the same weights does.
+        Parameters stay the same objects, so optimizers go on; ``levels``, ``strides`` and
+        ``options`` follow. What was traced, exported or deployed before stays as it was.
+
+        Args:
+            output_stride: 8, 16 or 32.
+
+        Raises:
+            ConfigError: Another number, or a stage whose convolutions or pools were replaced.
+        """
+        chosen = replace(self.options, output_stride=output_stride)
+        layers = Layers(norm=NormStandIn, act=nn.Identity)  # neither samples
+        levels = [self.levels[0]]
+        pairs = []
+        with torch.device("meta"):
+            for index, (stage, sampling) in enumerate(
+                zip(self.stages, _samplings(output_stride), strict=False)
+            ):
+                below, name = levels[-1], f"stage{index}"
+                wanted = self.architecture.build_stage(index, below.channels, sampling, layers)
+                pairs.append((stage, wanted, f"stages.{index}"))
+                stride = below.stride * sampling.stride
+                levels.append(Level(name, stride, self.levels[index + 1].channels))
+        resample(pairs)
+        self.levels, self.options = tuple(levels), chosen
+
     def _set_up_blocks(self, chosen: BackboneOptions) -> None:
         deepest = max(sum(self.architecture.stage_depths) - 1, 1)
         depth = 0
@@ -165,6 +192,28 @@ class Backbone(nn.Module):
         from trunkline.weights.loading import load_weights  # the one upward arrow, see DESIGN
 
         load_weights(self, weights, **{word: getattr(self.options, word) for word in LOADING})
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: as the weights want them, else ImageNet's usual way.
+
+        Set it to what your weights were trained with; None goes back to what is assumed.
+        """
+        return self._preprocessing or assumed_for(self.in_channels)
+
+    @preprocessing.setter
+    def preprocessing(self, stated: Preprocessing | None) -> None:
+        if not (stated is None or isinstance(stated, Preprocessing)):
+            raise ConfigError(
+                f"backbone.preprocessing is a {type(stated).__name__}; set a Preprocessing, or "
+                "None for ImageNet's."
+            )
+        self._preprocessing = stated
+
+    @property
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """What the weights or the caller said of ``preprocessing``, None where it is assumed."""
+        return self._preprocessing
 
     @property
     def returned_levels(self) -> tuple[Level, ...]:
@@ -198,28 +247,7 @@ class Backbone(nn.Module):
             The count. Twice as many floating-point operations; norms, pools and activations are
             left out, as in the papers' tables.
         """
-        counted = 0
-
-        def count(conv: nn.Module, _inputs: object, output: Tensor) -> None:
-            nonlocal counted
-            counted += cast(Tensor, conv.weight).numel() * output.shape[2] * output.shape[3]
-
-        meta = {
-            name: torch.empty_like(tensor, device="meta")
-            for name, tensor in (*self.named_parameters(), *self.named_buffers())
-        }
-        dtype = self._dtype() or torch.get_default_dtype()
-        # Two images: batch norm in training refuses one value per channel.
-        images = torch.empty((2, self.in_channels, height, width), dtype=dtype, device="meta")
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        hooks = [conv.register_forward_hook(count) for conv in convolutions]
-        try:
-            with torch.no_grad():
-                torch.func.functional_call(self, meta, (images,))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return counted
+        return count_macs(self, height, width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps.
@@ -320,7 +348,12 @@ class Backbone(nn.Module):
         return [self.stem, *self.stages]
 
     def param_groups(
-        self, lr: float, weight_decay: float, layer_decay: float = 1.0
+        self,
+        lr: float,
+        weight_decay: float,
+        layer_decay: float = 1.0,
+        *,
+        frozen: bool = False,
     ) -> list[dict[str, Any]]:
         """Return groups for a ``torch.optim`` optimizer.
 
@@ -329,10 +362,14 @@ class Backbone(nn.Module):
             weight_decay: Of convolution weights; norms and biases get none.
             layer_decay: The learning rate is multiplied by this for every step from the last stage
                 towards the stem, in (0, 1].
+            frozen: Put frozen parameters into the groups as well. They take no gradient, so they
+                do not move; the groups, and so the optimizer's state, are then the same whatever
+                ``freeze`` says later.
 
         Returns:
             Dicts with ``params``, ``lr``, ``weight_decay`` and ``name`` (``"stage3.decay"``,
-            ``"stem.no_decay"``), the stem first. Frozen parameters are in none of them.
+            ``"stem.no_decay"``), the stem first. Frozen parameters are in none of them unless
+            ``frozen``.
 
         Raises:
             ConfigError: A negative rate or decay, or a ``layer_decay`` outside (0, 1].
@@ -346,7 +383,7 @@ class Backbone(nn.Module):
         groups: list[dict[str, Any]] = []
         for depth, (level, part) in enumerate(zip(self.levels, self._parts(), strict=True)):
             scaled = lr * layer_decay ** (len(self.stages) - depth)
-            trained = [p for p in part.parameters() if p.requires_grad]
+            trained = [p for p in part.parameters() if frozen or p.requires_grad]
             for label, decay, members in (
                 ("decay", weight_decay, [p for p in trained if p.ndim > 1]),
                 ("no_decay", 0.0, [p for p in trained if p.ndim <= 1]),

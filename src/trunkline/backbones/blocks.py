@@ -147,6 +147,10 @@ class DilatedAvgPool2d(nn.Module):
         return f"dilation={self.dilation}"
 
 
+# What a stage may sample with, beside convolutions.
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, DilatedMaxPool2d, DilatedAvgPool2d)
+
+
 def max_pool_half(sampling: Sampling) -> nn.Module:
     """Return the 2×2 max-pool of a stage that halves, or its dilated stand-in."""
     if sampling.stride == 1:

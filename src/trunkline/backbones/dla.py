@@ -47,6 +47,7 @@ from trunkline.backbones.options import (
     choose_weights,
 )
 from trunkline.backbones.variants import name_of, resolve_config
+from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError
 
 
@@ -276,7 +277,7 @@ class DLANet(Backbone):
         **options: Those of every family, see ``trunkline.backbones.backbone.BackboneOptions``.
 
     Raises:
-        UnknownVariantError: No such variant.
+        UnknownVariantError: No such variant; where another class has it, the text says which.
         ConfigError: An option outside what is allowed.
         WeightsError: Weights that cannot be had or do not fit.
 
@@ -296,7 +297,8 @@ class DLANet(Backbone):
         weights: WeightsLike | None = None,
         **options: Unpack[Options],
     ) -> None:
-        config = resolve_config(dla, VARIANTS, ALIASES)
+        check_words(options, of="DLANet", refused=["return_idx"], allowed=["return_index"])
+        config = resolve_config(dla, VARIANTS, ALIASES, "DLANet")
         super().__init__(
             config,
             variant=name_of(config, VARIANTS),

@@ -195,8 +195,8 @@ def choose_weights(pretrained: bool, weights: WeightsLike | None) -> WeightsLike
     """
     if not isinstance(pretrained, bool):
         raise ConfigError(
-            f"pretrained must be True or False, got {pretrained!r}; "
-            "a tag or a path goes into weights."
+            f"pretrained must be True or False, got {pretrained!r}; weights='default' are the "
+            "default weights, and a tag or a path goes into weights too."
         )
     if pretrained and weights is not None:
         raise ConfigError(

@@ -40,6 +40,7 @@ from trunkline.backbones.options import (
     choose_weights,
 )
 from trunkline.backbones.variants import name_of, resolve_config
+from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError
 
 _QUANTUM = 8  # widths are multiples of it, section 3.3
@@ -264,7 +265,7 @@ class RegNet(Backbone):
         **options: Those of every family, see ``trunkline.backbones.backbone.BackboneOptions``.
 
     Raises:
-        UnknownVariantError: No such variant.
+        UnknownVariantError: No such variant; where another class has it, the text says which.
         ConfigError: An option outside what is allowed.
         WeightsError: Weights that cannot be had or do not fit.
 
@@ -284,7 +285,8 @@ class RegNet(Backbone):
         weights: WeightsLike | None = None,
         **options: Unpack[Options],
     ) -> None:
-        config = resolve_config(variant, VARIANTS, ALIASES)
+        check_words(options, of="RegNet")
+        config = resolve_config(variant, VARIANTS, ALIASES, "RegNet")
         super().__init__(
             config,
             variant=name_of(config, VARIANTS),

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import nn
 from typing_extensions import Unpack
@@ -44,7 +44,8 @@ from trunkline.backbones.options import (
     check_integers,
     choose_weights,
 )
-from trunkline.backbones.variants import is_architecture, name_of
+from trunkline.backbones.variants import is_architecture, name_of, resolve_config
+from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError, UnknownVariantError
 
 DEEP_STEM = (32, 32, 64)
@@ -244,7 +245,8 @@ class ResNet(Backbone):
     """ResNet as a backbone: feature maps at strides 4, 8, 16 and 32.
 
     Args:
-        depth: 18, 34, 50, 101 or 152; or a ``ResNetConfig`` for a network of one's own.
+        depth: 18, 34, 50, 101 or 152; the name of a variant, such as ``"resnet50vd"``; or a
+            ``ResNetConfig`` for a network of one's own.
         pretrained: Load the default weights of this variant.
         return_idx: Stages to return, in this order; index i has stride 4·2^i.
         weights: A tag or a path; ``pretrained=True`` is ``weights="default"``.
@@ -257,7 +259,8 @@ class ResNet(Backbone):
         **options: Those of every family, see ``trunkline.backbones.backbone.BackboneOptions``.
 
     Raises:
-        UnknownVariantError: Another depth.
+        UnknownVariantError: Another depth or name; where another class has it, the text says
+            which.
         ConfigError: An option outside what is allowed.
         WeightsError: Weights that cannot be had or do not fit.
 
@@ -270,7 +273,7 @@ class ResNet(Backbone):
 
     def __init__(
         self,
-        depth: int | ResNetConfig = 50,
+        depth: int | str | ResNetConfig = 50,
         pretrained: bool = False,
         return_idx: Sequence[int] = ALL_STAGES,
         *,
@@ -289,7 +292,8 @@ class ResNet(Backbone):
             "pooled_shortcut": pooled_shortcut,
             "project_first": project_first,
         }
-        plain = cast(ResNetConfig, depth) if is_architecture(depth) else _plain(depth)
+        check_words(options, of="ResNet", allowed=given)
+        plain = _config_of(depth)
         config = replace(plain, **{name: v for name, v in given.items() if v is not None})
         super().__init__(
             config,
@@ -300,10 +304,15 @@ class ResNet(Backbone):
         )
 
 
-def _plain(depth: object) -> ResNetConfig:
+def _config_of(depth: object) -> ResNetConfig:
+    if (isinstance(depth, str) and not depth.strip().isdecimal()) or is_architecture(depth):
+        return resolve_config(depth, VARIANTS, ALIASES, "ResNet")
     if isinstance(depth, bool) or not isinstance(depth, int) or depth not in _PLAIN:
+        hint = ""
+        if isinstance(depth, str) and depth.strip() in map(str, _PLAIN):
+            hint = f" Here that is the number, depth={depth.strip()}."
         raise UnknownVariantError(
             f"depth={depth!r} is not a ResNet; allowed: {', '.join(map(str, _PLAIN))}, "
-            "or a ResNetConfig. Named variants such as resnet50d come from create_backbone."
+            f"the name of a variant such as 'resnet50d', or a ResNetConfig.{hint}"
         )
     return _PLAIN[depth]

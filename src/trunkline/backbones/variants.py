@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from trunkline.errors import UnknownVariantError
+from trunkline.backbones.words import right_class
+from trunkline.errors import ConfigError, UnknownVariantError
 
 T = TypeVar("T")
 
@@ -31,6 +33,12 @@ def resolve_variant(name: object, variants: Mapping[str, T], aliases: Mapping[st
         raise UnknownVariantError(
             f"a variant is named by a string, not {type(name).__name__}; see `trunkline list`."
         )
+    if name.startswith("hf://") or (os.path.isdir(name) and os.path.basename(name) != name):
+        raise UnknownVariantError(
+            f"{name!r} is an address or a folder, not the name of a variant; "
+            "trunkline.from_pretrained builds what save_pretrained wrote there, and "
+            "create_backbone(NAME, weights=...) loads other weights into a variant."
+        )
     wanted = normalize_name(name)
     wanted = aliases.get(wanted, wanted)
     if wanted in variants:
@@ -49,15 +57,39 @@ def is_architecture(value: object) -> bool:
     return hasattr(value, "build_stem") and hasattr(value, "build_stage")
 
 
-def resolve_config(wanted: Any, variants: Mapping[str, T], aliases: Mapping[str, str]) -> T:
+def resolve_config(
+    wanted: Any, variants: Mapping[str, T], aliases: Mapping[str, str], owner: str
+) -> T:
     """Return the config that is wanted: itself, or a variant's by name.
+
+    Args:
+        wanted: A config, or a name.
+        variants: Those of the family, by name.
+        aliases: Other names, normalised, with the variant that each stands for.
+        owner: The class that is asked, for errors.
 
     Raises:
         UnknownVariantError: Neither a config nor the name of a variant.
+        ConfigError: The config of another family.
     """
     if is_architecture(wanted):
+        family, own = wanted.family, _family_of(variants)
+        if family != own:
+            raise ConfigError(
+                f"{owner} builds a {own}, and {type(wanted).__name__} describes a {family}; "
+                "trunkline.zoo.build_backbone(config) takes the config of any family."
+            )
         return cast(T, wanted)
+    if isinstance(wanted, str) and (call := right_class(normalize_name(wanted), owner)):
+        raise UnknownVariantError(
+            f"{wanted!r} is no variant of {owner}; {call} builds it, and so does "
+            f"create_backbone({wanted!r})."
+        )
     return variants[resolve_variant(wanted, variants, aliases)]
+
+
+def _family_of(variants: Mapping[str, Any]) -> str:
+    return str(next(iter(variants.values())).family)
 
 
 def name_of(config: object, variants: Mapping[str, object]) -> str | None:

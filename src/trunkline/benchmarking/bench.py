@@ -27,6 +27,7 @@ from trunkline.runtimes.fidelity import compare_maps
 from trunkline.runtimes.graphs import example_images
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.timing import Clocks, paired_ratio, summarize, take_turns
+from trunkline.weights.opening import is_saved, open_backbone
 from trunkline.zoo import create_backbone
 
 _PEAK = "convolution peak"  # no contestant can be called that
@@ -84,7 +85,8 @@ def bench(
     share of the peak is fair, the convolution that reached it takes its turns among them.
 
     Args:
-        names: Of variants, as ``create_backbone`` takes them; or backbones and classifiers.
+        names: Of variants, as ``create_backbone`` takes them; folders and repositories that
+            ``save_pretrained`` wrote, which have their own weights; backbones and classifiers.
         config: What to measure; None for the defaults.
         progress: Told, in words, what is measured next.
         clocks: None for the machine's own.
@@ -117,9 +119,13 @@ def bench(
             seeded_backbone(one, chosen.weights) if isinstance(one, str) else as_network(one)
             for one in names
         ]
-        for backbone, shape in product(backbones, chosen.shapes):
-            tell(f"{backbone.variant} at {'x'.join(map(str, shape))}")
-            rows += _Cell(backbone, shape, chosen, threads).rows(peaks, clocks)
+        called = [
+            one if isinstance(one, str) else backbone.variant or type(one).__name__
+            for one, backbone in zip(names, backbones, strict=True)
+        ]
+        for (name, backbone), shape in product(zip(called, backbones, strict=True), chosen.shapes):
+            tell(f"{backbone.variant or name} at {'x'.join(map(str, shape))}")
+            rows += _Cell(name, backbone, shape, chosen, threads).rows(peaks, clocks)
     return BenchReport(
         date=datetime.date.today().isoformat(),
         processor=machine.describe(),
@@ -150,6 +156,7 @@ class _Measured:
 class _Cell:
     """One backbone at one shape."""
 
+    name: str  # as it was asked for
     backbone: Backbone
     shape: Shape
     config: BenchConfig
@@ -160,7 +167,7 @@ class _Cell:
     ) -> list[BenchRow]:
         """Measure and return the rows, the one that ratios are to first."""
         images = example_images(self.backbone, *self.shape, preprocess=False)
-        reference = eager(self.backbone, images)
+        reference = eager(self.backbone, images, self.name)
         contestants = self._contestants(reference, images)
         runs: dict[str, Callable[[], object]] = {one.label: one.run for one in contestants}
         peaks = {f"{_PEAK} {peak.precision}": peak for peak in find_peaks()}
@@ -212,7 +219,7 @@ class _Cell:
             memory = peak_memory(job)
         levels = self.backbone.returned_levels
         return BenchRow(
-            backbone=str(self.backbone.variant),
+            backbone=self.backbone.variant or self.name,
             shape=self.shape,
             runner=one.label,
             runtime=one.runtime,
@@ -232,6 +239,8 @@ class _Cell:
 
 def seeded_backbone(name: str, weights: str) -> Backbone:
     """Build a backbone in eval mode; random weights are the same in every run."""
+    if is_saved(name):
+        return open_backbone(name, weights).eval()
     if weights != "none":
         return create_backbone(name, weights=weights).eval()
     with torch.random.fork_rng(devices=[]):

@@ -47,15 +47,15 @@ class Contestant:
         return [np.asarray(one, np.float32) for one in self.run()]
 
 
-def eager(backbone: Backbone, images: Tensor) -> Contestant:
-    """Return the backbone itself, as PyTorch runs it."""
+def eager(backbone: Backbone, images: Tensor, name: str | None = None) -> Contestant:
+    """Return the backbone itself, as PyTorch runs it; ``name`` builds it in another process."""
     backbone.eval()
 
     def run() -> list[Tensor]:
         with torch.inference_mode():
             return backbone(images)  # type: ignore[no-any-return]
 
-    job = {"variant": backbone.variant}
+    job = {"variant": name or backbone.variant}
     return Contestant(EAGER, EAGER, "fp32", run, lambda _: job)
 
 

@@ -77,9 +77,9 @@ def _ready(job: Mapping[str, Any]) -> Callable[[Any], object]:
 
         network = build_peer(Peer(**job["peer"]))
         return lambda images: maps_of(network, torch.from_numpy(images))
-    from trunkline.zoo import create_backbone
+    from trunkline.weights.opening import open_backbone
 
-    backbone = create_backbone(job["variant"]).eval()
+    backbone = open_backbone(job["variant"]).eval()
 
     def run(images: Any) -> object:
         with torch.inference_mode():

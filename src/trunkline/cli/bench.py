@@ -19,7 +19,9 @@ _SHAPE = re.compile(r"(\d+)[x,](\d+)[x,](\d+)")
 
 
 def bench_command(  # one parameter per flag
-    names: Annotated[list[str], typer.Argument(help="Backbones; `trunkline list` shows all.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Backbones; `trunkline list` shows all. Or saved folders.")
+    ],
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="NxHxW", help="Images, as 8x224x224 or 8,224,224. May be repeated."),
@@ -100,7 +102,7 @@ def bench_command(  # one parameter per flag
     if as_json:
         print_json(report.to_dict())
     else:
-        _print_report(report)
+        _print_report(report, names)
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -123,7 +125,9 @@ def _progress(what: str) -> None:
         say(f"measuring {what} ...")
 
 
-def _print_report(report: BenchReport) -> None:
+def _print_report(report: BenchReport, names: list[str]) -> None:
+    from trunkline.weights.opening import is_saved  # when the verb runs: it needs torch
+
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
     typer.echo(f"{report.date}, {report.processor}, {report.threads} threads")
     typer.echo(versions)
@@ -132,8 +136,9 @@ def _print_report(report: BenchReport) -> None:
             f"convolution peak {peak.precision}: {peak.gflops:.0f} GFLOP/s "
             f"({peak.engine}, {peak.convolution})"
         )
-    if report.weights == "none":
-        typer.echo("weights: none, numbers are RANDOM and the same for all")
+    if report.weights == "none" and not all(is_saved(name) for name in names):
+        which = " where a variant is named" if any(is_saved(name) for name in names) else ""
+        typer.echo(f"weights: none, numbers are RANDOM and the same for all{which}")
     cells: dict[tuple[str, tuple[int, int, int]], list[BenchRow]] = {}
     for row in report.rows:
         cells.setdefault((row.backbone, row.shape), []).append(row)

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def deploy_command(  # one parameter per flag
-    name: Annotated[str, typer.Argument(help="Of the backbone; `trunkline list` shows all.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://..."
+        ),
+    ],
     runtime: Annotated[
         str,
         typer.Option(
@@ -50,11 +55,13 @@ def deploy_command(  # one parameter per flag
         str | None, typer.Option(metavar="DIR", help="Photos that int8 is fitted to.")
     ] = None,
     levels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="INDEX...", help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32."
+            metavar="INDEX...",
+            help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32. Default: all, or "
+            "those that were saved.",
         ),
-    ] = "0,1,2,3",
+    ] = None,
     weights: WeightsOption = "none",
     prefix: PrefixOption = None,
     seed: SeedOption = 0,
@@ -77,11 +84,17 @@ def deploy_command(  # one parameter per flag
             f"--explain and --remeasure are for --runtime auto, got {runtime}; leave one out."
         )
     input_shape = None if shape is None else parse_shape(shape)
-    return_idx = parse_levels(levels)
+    return_idx = None if levels is None else parse_levels(levels)
     from trunkline.runtimes.deployment import deploy  # when the verb runs: it needs torch
 
     network = build_network(
-        name, weights, return_idx, seed=seed, allow_noncommercial=allow_noncommercial, prefix=prefix
+        name,
+        weights,
+        return_idx,
+        seed=seed,
+        allow_noncommercial=allow_noncommercial,
+        prefix=prefix,
+        classifier=True,
     )
     if runtime == "auto":
         say("Measuring engines unless that was done before; it can take minutes.")
@@ -97,7 +110,7 @@ def deploy_command(  # one parameter per flag
     )
     if out is not None:
         runner.save(out)
-    if weights == "none":
+    if network.load_report is None:
         warn_of_random(seed, on_stderr=as_json)
     if as_json:
         loaded = None if network.load_report is None else report_as_dict(network.load_report)
@@ -122,7 +135,7 @@ def _as_dict(runner: Runner) -> dict[str, Any]:
 def _print_runner(runner: Runner, *, explain: bool) -> None:
     shape = "any N, H, W" if runner.input_shape is None else "x".join(map(str, runner.input_shape))
     kind = "8-bit RGB pictures" if runner.preprocess else "normalised images"
-    typer.echo(f"backbone  {runner.variant}")
+    typer.echo(f"backbone  {runner.variant or 'of one’s own'}")
     typer.echo(f"runtime   {runner.runtime}, {runner.precision}, {runner.threads} threads")
     typer.echo(f"input     {shape}, {kind}\n")
     print_table(

@@ -16,6 +16,7 @@ from trunkline.cli.loaded import (
     print_report,
     report_as_dict,
     warn_of_random,
+    weights_said,
 )
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def export_command(  # one parameter per flag
-    name: Annotated[str, typer.Argument(help="Of the backbone; `trunkline list` shows all.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://..."
+        ),
+    ],
     out: Annotated[
         str | None,
         typer.Argument(
@@ -55,11 +61,13 @@ def export_command(  # one parameter per flag
     ] = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Of a fixed batch. 1.")] = None,
     levels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="INDEX...", help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32."
+            metavar="INDEX...",
+            help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32. Default: all, or "
+            "those that were saved.",
         ),
-    ] = "0,1,2,3",
+    ] = None,
     weights: WeightsOption = "none",
     prefix: PrefixOption = None,
     seed: SeedOption = 0,
@@ -115,13 +123,15 @@ def export_command(  # one parameter per flag
 
     if serve is None:
         config_of(file_format or "onnx", options)  # before weights are downloaded
+    return_idx = None if levels is None else parse_levels(levels)
     network = build_network(
         name,
         weights,
-        parse_levels(levels),
+        return_idx,
         seed=seed,
         allow_noncommercial=allow_noncommercial,
         prefix=prefix,
+        classifier=True,
     )
     served: RepositoryReport | None = None
     if serve is None:
@@ -130,14 +140,14 @@ def export_command(  # one parameter per flag
         served = write_repository(
             network,
             str(repo),
-            model_name or str(network.variant),
+            model_name or network.variant or "backbone",
             cast(Any, serve),
             version=1 if model_version is None else model_version,
             max_batch_size=max_batch_size,
             **options,
         )
         written = served.export
-    random_seed = seed if weights == "none" else None
+    random_seed = seed if network.load_report is None else None
     if random_seed is not None:
         warn_of_random(seed, on_stderr=as_json)
     if as_json:
@@ -145,7 +155,7 @@ def export_command(  # one parameter per flag
         print_json(
             {
                 "backbone": network.variant,
-                "weights": None if weights == "none" else weights,
+                "weights": weights_said(network, weights),
                 "seed": random_seed,
                 "loaded": loaded,
                 **(written if served is None else served).to_dict(),

@@ -66,7 +66,10 @@ def run_command(  # one parameter per flag
         str, typer.Argument(help="NAME.parquet (vectors) or NAME.zarr (maps).", metavar="OUT")
     ],
     backbone: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="A backbone, or a runner that deploy saved.")
+        str,
+        typer.Option(
+            metavar="NAME|DIR|hf://...", help="A backbone, or a runner that deploy saved."
+        ),
     ],
     weights: WeightsOption = "none",
     prefix: PrefixOption = None,
@@ -185,14 +188,14 @@ def run_command(  # one parameter per flag
         else build_network(
             backbone,
             weights,
-            return_idx or (0, 1, 2, 3),
+            return_idx,
             seed=seed,
             allow_noncommercial=allow_noncommercial,
             prefix=prefix,
         )
     )
     if not saved:
-        _say_of_weights(network, weights, seed)
+        _say_of_weights(network, seed)
     with stopping_on_signals() as stopping, _progress() as progress:
         report = extract(
             src,
@@ -274,10 +277,10 @@ def _saved_runner(folder: str, weights: str, threads: int | None, *, trust: bool
     return load_runner(folder, threads=threads, trust=trust)
 
 
-def _say_of_weights(network: Any, weights: str, seed: int) -> None:
-    if weights == "none":
+def _say_of_weights(network: Any, seed: int) -> None:
+    if network.load_report is None:
         warn_of_random(seed, on_stderr=True)
-    elif network.load_report is not None and sys.stderr.isatty():
+    elif sys.stderr.isatty():
         print_report(network.load_report)
 
 
@@ -289,9 +292,7 @@ def _preprocessing(
         return None
     import dataclasses
 
-    from trunkline.preprocessing import IMAGENET
-
-    chosen = network.preprocessing or IMAGENET
+    chosen = network.preprocessing
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
     return dataclasses.replace(chosen, pad_to_multiple=pad) if pad is not None else chosen

@@ -11,6 +11,7 @@ import typer
 
 from trunkline.cli.loaded import (
     AgreeOption,
+    BackboneOption,
     CheckOption,
     PrefixOption,
     SeedOption,
@@ -19,6 +20,7 @@ from trunkline.cli.loaded import (
     print_report,
     report_as_dict,
     warn_of_random,
+    weights_said,
 )
 from trunkline.cli.output import one_line, print_json, print_table
 from trunkline.errors import ConfigError, LevelIndexError
@@ -34,15 +36,15 @@ _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 def features_command(  # one parameter per flag, one entry per key of the report
     image: Annotated[str, typer.Argument(help="A photo: JPEG, PNG, TIFF, WebP, GIF, ...")],
-    backbone: Annotated[str, typer.Option(help="Its name; `trunkline list` shows all.")],
+    backbone: BackboneOption,
     levels: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="INDEX...",
             help="Which maps, in this order: 0 1 2 3 are strides 4 8 16 32; -1 is the last. "
-            "Every number after the flag counts.",
+            "Every number after the flag counts. Default: all, or those that were saved.",
         ),
-    ] = "0,1,2,3",
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -66,9 +68,8 @@ def features_command(  # one parameter per flag, one entry per key of the report
     from trunkline.extraction.features import features, preprocessing_of, save_features
     from trunkline.images import decode_image
 
-    return_idx = parse_levels(levels)
+    return_idx = None if levels is None else parse_levels(levels)
     photo = decode_image(image)
-    random = weights == "none"
     network = build_network(
         backbone,
         weights,
@@ -82,7 +83,9 @@ def features_command(  # one parameter per flag, one entry per key of the report
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
     maps = features(photo, network, preprocessing=chosen)
-    origin = f"none (random, seed {seed})" if random else weights
+    random = network.load_report is None
+    said = weights_said(network, weights)
+    origin = f"none (random, seed {seed})" if random else str(said)
     if out is not None:
         save_features(maps, out, metadata={"weights": one_line(origin)})
     report = {
@@ -90,7 +93,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         "image_size": [photo.height, photo.width],
         "input_size": list(chosen.output_size(photo.height, photo.width)),
         "backbone": maps[0].model,
-        "weights": None if random else weights,
+        "weights": said,
         "seed": seed if random else None,
         "loaded": None if network.load_report is None else report_as_dict(network.load_report),
         "preprocessing": chosen.to_dict(),

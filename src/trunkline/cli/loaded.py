@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from trunkline.weights.hub import Progress
     from trunkline.weights.loading import LoadReport
 
+
+BackboneOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|DIR|hf://...",
+        help="Its name; `trunkline list` shows all. Or a folder or repository that "
+        "save_pretrained wrote.",
+    ),
+]
 
 # The flags of verbs that build a network, for `build_network`.
 WeightsOption = Annotated[
@@ -78,21 +87,50 @@ def download_bars() -> Iterator[Progress | None]:
 def build_network(
     name: str,
     weights: str,
-    return_idx: tuple[int, ...],
+    return_idx: tuple[int, ...] | None,
     *,
     seed: int,
     allow_noncommercial: bool,
     prefix: str | None = None,
     check: bool = False,
+    classifier: bool = False,
 ) -> Backbone:
-    """Build a backbone with the weights that a verb was given; ``none`` is a seeded random one."""
+    """Build the backbone that ``--backbone`` means, with the weights that a verb was given.
+
+    Args:
+        name: A variant, a folder that ``save_pretrained`` wrote, or ``hf://owner/repo``.
+        weights: Of a variant; ``none`` is a seeded random network. A saved one has its own.
+        return_idx: Which maps; None for all of a variant, and for those that were saved.
+        seed: Of a random network.
+        allow_noncommercial: Agree to weights that forbid commercial use.
+        prefix: Where in the weights' file the network is.
+        check: Run one image through the loaded network.
+        classifier: Of a saved classifier take the logits; else its backbone.
+
+    Returns:
+        The backbone. Its ``load_report`` is None where it is random.
+    """
     import torch
 
     import trunkline
+    from trunkline.backbones.options import ALL_STAGES
     from trunkline.errors import ConfigError
+    from trunkline.heads.classifier import Classifier
     from trunkline.weights.loading import load_weights
+    from trunkline.weights.opening import check_no_weights, is_saved
     from trunkline.zoo import weights_of_name
 
+    if is_saved(name):
+        check_no_weights(name, weights)
+        if prefix is not None:
+            raise ConfigError(
+                f"{name} is a saved network, and --prefix is for files; leave it out."
+            )
+        given: dict[str, Any] = {} if return_idx is None else {"return_idx": return_idx}
+        saved = trunkline.from_pretrained(name, **given)
+        if isinstance(saved, Classifier):
+            return saved.as_network() if classifier else saved.backbone
+        return cast("Backbone", saved)
     random = weights == "none"
     if random and prefix is not None:
         raise ConfigError(
@@ -101,7 +139,7 @@ def build_network(
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
-        network = trunkline.create_backbone(name, return_idx=return_idx)
+        network = trunkline.create_backbone(name, return_idx=return_idx or ALL_STAGES)
     if not random:  # a network without numbers until here: they all come from the file
         with download_bars() as progress:
             load_weights(
@@ -113,6 +151,13 @@ def build_network(
                 progress=progress,
             )
     return network
+
+
+def weights_said(network: Backbone, weights: str) -> str | None:
+    """Return what a report calls the weights: as asked for, ``saved``, or None for random ones."""
+    if network.load_report is None:
+        return None
+    return "saved" if weights == "none" else weights
 
 
 def warn_of_random(seed: int, *, on_stderr: bool) -> None:

@@ -11,7 +11,7 @@ from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.pooling import Pool
 from trunkline.extraction.records import Dtype
 from trunkline.extraction.sources import Source
-from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.runner import Runner
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def preprocessing_for(
     Raises:
         ConfigError: A runner normalises inside, and the given numbers are others.
     """
-    stated = backbone.preprocessing or IMAGENET
+    stated = backbone.preprocessing
     if preprocessing is None:
         return stated
     numbers = ("mean", "std", "value_range", "channel_order")

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import trunkline
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import ConfigError, OutputError
-from trunkline.images import ImageSource, decode_image, preprocess
+from trunkline.errors import ConfigError, InputError, OutputError
+from trunkline.extraction.asked import preprocessing_for
+from trunkline.images import ImageSource, pixels, preprocess
 from trunkline.modes import evaluating
 from trunkline.outputs import written_whole
+from trunkline.pictures import Picture, is_several, pictures_of
 from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.runtimes.runner import Runner
 
 SUFFIX = ".safetensors"
+_MOST_WRAPPERS = 5  # around a network: an average of a compiled classifier has three
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,11 @@ class FeatureMap:
         return float(self.tensor.double().std(correction=0))
 
 
-def preprocessing_of(backbone: nn.Module) -> Preprocessing:
+Network = Backbone | Runner | nn.Module
+"""A backbone, a deployed runner, or a module with a ``backbone``, such as a classifier."""
+
+
+def preprocessing_of(backbone: Network) -> Preprocessing:
     """Return what the backbone's weights expect; ``IMAGENET`` where they do not say.
 
     Raises:
@@ -88,25 +100,49 @@ def preprocessing_of(backbone: nn.Module) -> Preprocessing:
     return stated
 
 
+@overload
 def features(
-    image: ImageSource, backbone: Backbone, *, preprocessing: Preprocessing | None = None
-) -> list[FeatureMap]:
-    """Compute the feature maps of one photo.
+    image: ImageSource | Image.Image | NDArray[np.uint8] | Tensor,
+    backbone: Network,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> list[FeatureMap]: ...
 
-    The network runs in eval mode and without gradients; afterwards every module is in the mode
-    it was in before.
+
+@overload
+def features(
+    image: list[Any] | tuple[Any, ...] | Iterator[Any],
+    backbone: Network,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> list[list[FeatureMap]]: ...
+
+
+def features(
+    image: Any, backbone: Network, *, preprocessing: Preprocessing | None = None
+) -> list[FeatureMap] | list[list[FeatureMap]]:
+    """Compute the feature maps of one photo, or of several.
+
+    A network of PyTorch runs in eval mode and without gradients; afterwards every module is in the
+    mode it was in before. Several photos are computed one after the other, so they may have
+    different sizes; ``extract`` is the way for thousands.
 
     Args:
-        image: a path, the bytes of a file, or a Pillow image.
-        backbone: where the photo goes, on the device and in the dtype that it has.
+        image: a path, the bytes of a file, a Pillow image, or an 8-bit array or tensor
+            ``(H, W, 3)`` in RGB. Or several: a list, tuple or generator of these, or an array
+            ``(N, H, W, 3)``.
+        backbone: where the photo goes, on the device and in the dtype that it has: a backbone, a
+            runner, or a module whose ``backbone`` (or ``module``) is one, such as a classifier.
         preprocessing: None takes the backbone's own, see ``preprocessing_of``.
 
     Returns:
-        One map per level that the backbone returns, in that order.
+        One map per level that the backbone returns, in that order; for several photos a list of
+        such lists, in their order.
 
     Raises:
-        ImageError: the photo cannot be decoded.
-        InputError: the backbone does not take three channels.
+        ImageError: a photo cannot be decoded.
+        InputError: something that is no photo, or a backbone that does not take three channels.
+        ConfigError: something that is no backbone.
 
     Example:
         >>> from trunkline import create_backbone
@@ -114,16 +150,51 @@ def features(
         >>> [(m.level, m.stride, m.shape) for m in maps]
         [('stage0', 4, (64, 56, 56)), ('stage3', 32, (512, 7, 7))]
     """
-    chosen = preprocessing_of(backbone) if preprocessing is None else preprocessing
-    images = preprocess(decode_image(image), chosen)[None]  # (1, 3, H, W)
-    like = next((p for p in backbone.parameters() if p.is_floating_point()), images)
-    with evaluating(backbone), torch.inference_mode():
-        outputs = backbone(images.to(like.device, like.dtype))
-    model = backbone.variant or type(backbone).__name__
+    network = _network_of(backbone)
+    if network.in_channels != 3:
+        raise InputError(
+            f"the backbone takes {network.in_channels} channels, and a photo has three; build it "
+            "with in_channels=3, or call it with tensors that you normalised."
+        )
+    chosen = preprocessing_of(network) if preprocessing is None else preprocessing
+    found = [_maps_of(one, network, chosen) for one in pictures_of(image)]
+    return found if is_several(image) else found[0]
+
+
+def _network_of(given: object) -> Backbone | Runner:
+    """Return the network itself: what compiles, averages or classifies has it inside."""
+    inner = given
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(inner, Runner) or hasattr(inner, "returned_levels"):
+            return inner  # type: ignore[return-value]  # torch.compile's wrapper answers as well
+        inner = getattr(inner, "backbone", None) or getattr(inner, "module", None)
+    raise ConfigError(
+        "features takes a backbone, a runner, or a module whose backbone is one, got "
+        f"{type(given).__name__}; create_backbone, from_pretrained and deploy make one."
+    )
+
+
+def _maps_of(
+    picture: Picture, network: Backbone | Runner, chosen: Preprocessing
+) -> list[FeatureMap]:
+    outputs: Sequence[Tensor]
+    if isinstance(network, Runner):
+        images = (
+            torch.from_numpy(pixels(picture, preprocessing_for(network, chosen)))
+            if network.preprocess
+            else preprocess(picture, chosen)
+        )
+        outputs = [torch.as_tensor(one) for one in network(images[None])]
+    else:
+        images = preprocess(picture, chosen)[None]  # (1, 3, H, W)
+        like = next((p for p in network.parameters() if p.is_floating_point()), images)
+        with evaluating(network), torch.inference_mode():
+            outputs = network(images.to(like.device, like.dtype))
+    model = network.variant or type(network).__name__
     return [
         # A copy made outside inference mode is an ordinary tensor: a head may train on it.
         FeatureMap(level.name, level.stride, output[0].clone(), model, chosen)
-        for level, output in zip(backbone.returned_levels, outputs, strict=True)
+        for level, output in zip(network.returned_levels, outputs, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError, ImageError, InputError
 from trunkline.images import ImageSource, decode_image, image_suffixes, pixels
 from trunkline.images import preprocess as preprocess_image
-from trunkline.preprocessing import IMAGENET, Preprocessing, is_positive_int
+from trunkline.preprocessing import Preprocessing, is_positive_int
 
 Array = NDArray[Any]
 CalibrationSource = (
@@ -97,7 +97,7 @@ def calibration_batches(
             f"precision='int8' needs calibration images, got none; give calibration= {_ALLOWED}: "
             "about 300 images like those that the backbone will see."
         )
-    known = backbone.preprocessing or IMAGENET
+    known = backbone.preprocessing
     size = None if input_shape is None else input_shape[1:]
     form = _Form(
         channels=backbone.in_channels,

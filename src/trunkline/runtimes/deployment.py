@@ -161,7 +161,9 @@ def _plan(
         in_channels=backbone.in_channels,
         input_shape=shape,
         preprocess=preprocess,
-        preprocessing=(network if isinstance(network, FromPixels) else backbone).preprocessing,
+        preprocessing=network.preprocessing
+        if isinstance(network, FromPixels)
+        else backbone.stated_preprocessing,
         threads=0,
         labels=getattr(backbone, "labels", None),
     )

@@ -27,7 +27,7 @@ def metadata_of(backbone: Backbone, config: ExportConfig) -> dict[str, str]:
         ``docs/export.md`` describes every key.
     """
     levels = backbone.returned_levels
-    preprocessing = backbone.preprocessing or (IMAGENET if config.preprocess else None)
+    preprocessing = backbone.stated_preprocessing or (IMAGENET if config.preprocess else None)
     facts: dict[str, object] = {
         "version": trunkline.__version__,
         "variant": backbone.variant or "",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trunkline.backbones.backbone import Backbone
 from trunkline.errors import ConfigError
-from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.folding import check_backbone, fold
 
 # PyTorch's tracers and its exporter replace methods of nn.Module and variables of their own modules
@@ -92,7 +92,12 @@ def _with_pixels(network: Backbone, backbone: Backbone, *, preprocess: bool) -> 
             f"preprocess=True makes three channels, and the backbone takes {backbone.in_channels}; "
             "use preprocess=False and feed it what it takes."
         )
-    return FromPixels(network, backbone.preprocessing or IMAGENET)
+    if backbone.preprocessing.num_channels != 3:
+        raise ConfigError(
+            f"preprocess=True makes three channels, and backbone.preprocessing has numbers for "
+            f"{backbone.preprocessing.num_channels}; set one for three, or use preprocess=False."
+        )
+    return FromPixels(network, backbone.preprocessing)
 
 
 def example_images(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trunkline.backbones.levels import Level
 from trunkline.errors import DeploymentError, InputError, RunnerError
-from trunkline.preprocessing import Preprocessing
+from trunkline.preprocessing import Preprocessing, assumed_for
 from trunkline.runtimes.engine import Engine, Maps, Spec, empty_maps, in_one_line, map_shapes
 from trunkline.runtimes.fidelity import LevelFidelity
 
@@ -124,9 +124,9 @@ class Runner:
         return self.spec.preprocess
 
     @property
-    def preprocessing(self) -> Preprocessing | None:
-        """How the weights want their images, None where that is not known."""
-        return self.spec.preprocessing
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: as the weights want them, else ImageNet's usual way."""
+        return self.spec.preprocessing or assumed_for(self.spec.in_channels)
 
     @property
     def labels(self) -> tuple[str, ...] | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 import trunkline
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.options import CUSTOM, LOADING, BackboneOptions
+from trunkline.backbones.words import check_words
 from trunkline.errors import (
     CheckpointError,
     ConfigError,
@@ -119,7 +120,7 @@ def statement_for(backbone: Backbone, license_: str | None) -> Statement:
         architecture=asdict(backbone.architecture),  # type: ignore[call-overload]
         variant=backbone.variant,
         act=str(backbone.options.act),
-        preprocessing=backbone.preprocessing,
+        preprocessing=backbone.stated_preprocessing,
         tag=report.tag or claims.get("tag") if report else None,
         license=license_ or (report.license or claims.get("license") if report else None),
     )
@@ -165,7 +166,8 @@ def card_for(backbone: Backbone, statement: Statement, license_: str | None) -> 
         known = not name_of_license.startswith("licenseref-")
         named = f"license: {name_of_license}" if known else f"license_name: {name_of_license}"
         front[:0] = [named] if known else ["license: other", named]
-    prepared = backbone.preprocessing.describe() if backbone.preprocessing else "not recorded"
+    stated = backbone.stated_preprocessing
+    prepared = stated.describe() if stated else "not recorded"
     header = "\n".join(front)
     said = ", as their file says" if report and report.claims else ""
     return f"""---
@@ -211,6 +213,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
         WeightsError: The weights cannot be had or do not fit.
         ConfigError: An option outside what is allowed.
     """
+    check_words(options)
     config_path, weights_path = files_of(os.fspath(source))
     architecture, saved, preprocessing = _read_config(config_path)
     chosen = {field.name: getattr(saved, field.name) for field in fields(saved)} | options

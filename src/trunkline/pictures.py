@@ -1,0 +1,135 @@
+"""What a caller hands over as a photo or as several, and the tensors that they become."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from trunkline.errors import ConfigError, InputError
+from trunkline.images import decode_image, preprocess
+from trunkline.photos import Photo
+from trunkline.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+Picture = Image.Image | Photo
+_ALLOWED = (
+    "a path, the bytes of a file, a Pillow image, or an 8-bit array or tensor (H, W, 3) in RGB; "
+    "or a list of these, or an array (N, H, W, 3)"
+)
+
+
+def is_several(images: object) -> bool:
+    """Say whether these are several photos, be it none or one, rather than a photo."""
+    if _is_array(images):
+        return int(images.ndim) == 4  # type: ignore[attr-defined]
+    return not _is_one(images) and isinstance(images, Iterable)
+
+
+def pictures_of(images: object) -> list[Picture]:
+    """Return the decoded pictures of a photo, or of several, in their order.
+
+    Raises:
+        ImageError: One cannot be decoded.
+        InputError: One is nothing that a photo can be; the text says which and what is.
+    """
+    if not is_several(images):
+        return [_picture(images, "the image")]
+    several: Iterable[Any] = images  # type: ignore[assignment]
+    return [_picture(one, f"image {number}") for number, one in enumerate(several)]
+
+
+def tensors_of(images: object, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return what a network takes: ``(3, H, W)`` of a photo, ``(N, 3, H, W)`` of several.
+
+    Raises:
+        ImageError: A photo cannot be decoded.
+        InputError: Something that is no photo, or photos of different sizes after preprocessing.
+        ConfigError: A preprocessing that is not for three channels.
+    """
+    if preprocessing.num_channels != 3:
+        raise ConfigError(
+            f"this preprocessing has numbers for {preprocessing.num_channels} channels, and a "
+            "photo has three; normalise other pictures yourself, with its mean and std."
+        )
+    made = [preprocess(picture, preprocessing) for picture in pictures_of(images)]
+    return stacked(made) if is_several(images) else made[0]
+
+
+def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Return one batch of preprocessed photos.
+
+    Raises:
+        InputError: There are none, or their sizes differ.
+    """
+    import torch
+
+    if not images:
+        raise InputError("there is no image in the list; give at least one.")
+    for number, image in enumerate(images):
+        if image.shape != images[0].shape:
+            first, other = (f"{x.shape[1]}x{x.shape[2]}" for x in (images[0], image))
+            raise InputError(
+                f"image 0 is {first} and image {number} is {other} (H×W) after preprocessing; "
+                "size=N or size=(H, W) makes them equal, or take them one by one."
+            )
+    return torch.stack(images)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or (hasattr(value, "ndim") and hasattr(value, "cpu"))
+
+
+def _is_one(value: object) -> bool:
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Photo)
+    return isinstance(value, kinds) or hasattr(value, "read")
+
+
+def _picture(value: Any, what: str) -> Picture:
+    if isinstance(value, Image.Image | Photo):
+        return value
+    if _is_array(value):
+        return _of_array(value, what)
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    if hasattr(value, "read"):
+        value = _content(value, what)
+    if _is_one(value):
+        return decode_image(value)
+    raise InputError(f"{what} is a {type(value).__name__}; give {_ALLOWED}.")
+
+
+def _content(file: BinaryIO, what: str) -> bytes:
+    content: object = file.read()
+    if not isinstance(content, bytes):
+        raise InputError(f"{what} is a file that was opened as text; open it with mode 'rb'.")
+    return content
+
+
+def _of_array(value: Any, what: str) -> Picture:
+    array = value if isinstance(value, np.ndarray) else np.asarray(value.detach().cpu())
+    shape = tuple(array.shape)
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"{what} is an array of {array.dtype}, {shape}; give 8-bit values from 0 to 255 "
+            "(uint8), which are resized and normalised here."
+        )
+    if array.ndim == 2 and array.size:
+        return Image.fromarray(np.ascontiguousarray(array))
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        hint = ""
+        if array.ndim == 3 and array.shape[0] == 3:
+            hint = "; channels come last: " + (
+                "array.transpose(1, 2, 0)"
+                if isinstance(value, np.ndarray)
+                else "tensor.permute(1, 2, 0)"
+            )
+        elif array.ndim == 4:
+            hint = "; hand over the batch itself, not a list of batches"
+        raise InputError(f"{what} is an array {shape}; give (H, W, 3) in RGB, or (H, W){hint}.")
+    return Image.fromarray(np.ascontiguousarray(array))
