@@ -17,7 +17,7 @@ _LEVELS = (
     "counts the stride-2 map as 0 (timm), its index is ours plus one"
 )
 _NO_HEAD = (
-    "a backbone has no classifier; trunkline.heads.classifier builds one on a backbone, and its "
+    "a backbone has no classifier; create_classifier(NAME, num_classes) puts one on it, and "
     "load_classifier reads one from a checkpoint"
 )
 _PRETRAINED = "weights='default', or a tag, a path or hf://owner/repo, loads trained weights"

@@ -24,6 +24,7 @@ from trunkline.extraction.records import Dtype
 from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.sources import source_of
+from trunkline.extraction.spooling import IMAGE, KEY, is_in_memory, spooled
 from trunkline.extraction.store import Store
 from trunkline.images import MAX_BYTES, MAX_PIXELS
 from trunkline.photos import DECODES, Decode
@@ -40,7 +41,7 @@ ENGINES = ("local", "ray")
 
 
 def extract(  # every option of a job is a keyword of its own, typed and documented here
-    src: str | os.PathLike[str],
+    src: Any,
     out: str | os.PathLike[str],
     backbone: Backbone | Runner,
     *,
@@ -79,8 +80,10 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     that no other has. An image that cannot be read becomes a row that says why.
 
     Args:
-        src: Folder, glob, ``.txt`` list, Parquet file or folder, tar, or a URL of any of them; see
-            ``docs/sources.md``.
+        src: Folder, glob, list (``.txt``, ``.csv``, ``.jsonl``), Parquet file or folder, tar, or a
+            URL of any of them; see ``docs/sources.md``. Or images themselves: a uint8 array
+            ``(N, H, W, 3)``, a dataset of PyTorch, an iterable; they are written into
+            ``OUT.images.parquet`` first.
         out: ``NAME.parquet`` (a row per image, vectors) or ``NAME.zarr`` (maps); of any other name
             with a layout. Bookkeeping is kept beside it, in ``NAME.parquet.trunkline``.
         backbone: With its weights; or a ``Runner``, which has runtime and precision already.
@@ -142,6 +145,10 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     kind = format_of(out, layout)
     maps = kind.name == "zarr"
     store = store_at(out)
+    if is_in_memory(src):
+        if column is not None or key_column is not None:
+            raise ConfigError("images in memory have no columns; leave out column and key_column.")
+        src, column, key_column = spooled(src, out), IMAGE, KEY
     source = source_of(src, column=column, key_column=key_column)
     check_apart(source, store)
     chosen = preprocessing_for(_checked_backbone(backbone), preprocessing)

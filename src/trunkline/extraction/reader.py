@@ -8,17 +8,19 @@ frame = store.polars()  # all images, failed ones too
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trunkline.errors import ConfigError, NotInstalledError, StoreError
+from trunkline.extraction.batches import Batch, rebatched
 from trunkline.extraction.feature_parts import ParquetPart, Part, ZarrPart, has_status, parts_of
 from trunkline.extraction.zarr_arrays import ROW
 from trunkline.runtimes.optional import is_installed, require
@@ -29,20 +31,9 @@ if TYPE_CHECKING:
     from torch import dtype as TensorDtype
 
     from trunkline.extraction.maps_dataset import MapsDataset
+    from trunkline.extraction.queries import Embedder
 
 _PURPOSE = "a store of features"
-
-
-class Batch(NamedTuple):
-    """Features of some images.
-
-    Attributes:
-        keys: Of the images.
-        values: ``(n, C)``, or ``(n, C, h, w)`` of a store of maps, in the store's dtype.
-    """
-
-    keys: list[str]
-    values: NDArray[Any]
 
 
 def open_features(out: str | os.PathLike[str]) -> FeatureStore:
@@ -90,6 +81,7 @@ class FeatureStore:
         self.levels = tuple(self._facts.levels)
         self.dtype = self._facts.dtype
         self.made_by = self._facts.made_by
+        self._embedder: Embedder | None = None
 
     def __len__(self) -> int:
         """Images, failed ones too."""
@@ -196,7 +188,7 @@ class FeatureStore:
         if size < 1:
             raise ConfigError(f"size is the number of images per batch, at least 1, not {size}.")
         name = self._level(level)
-        return _rebatched((piece for part in self._parts for piece in part.pieces(name)), size)
+        return rebatched((piece for part in self._parts for piece in part.pieces(name)), size)
 
     def maps(self, *levels: str | int, dtype: TensorDtype | None = None) -> MapsDataset:
         """Return the maps as a dataset of PyTorch.
@@ -229,6 +221,76 @@ class FeatureStore:
         made: MapsDataset = dataset(first.out, names, keys, rows, **options)
         return made
 
+    def embed(
+        self, image: Any, level: str | int | None = None, *, trust: bool = False
+    ) -> NDArray[Any]:
+        """Compute the features of an image exactly as those of the store were computed.
+
+        The runner that the store keeps does it: an image of the store gives its own row, on the
+        processor that computed it bit by bit.
+
+        Args:
+            image: A path, the bytes of a file, an open file, a Pillow image, or an ``(H, W, 3)``
+                uint8 RGB array.
+            level: Its name or place; None for the last one.
+            trust: Whoever wrote the store may run code here, see ``load_runner``.
+
+        Returns:
+            ``(C,)``, or ``(C, h, w)`` of a store of maps, in the store's dtype.
+
+        Raises:
+            ImageError: The image cannot be decoded.
+            StoreError: No such level, or a store without its bookkeeping beside it.
+            UntrustedError: Its runner could run code, and this machine did not write it.
+        """
+        from trunkline.extraction.queries import Embedder  # it needs an engine
+
+        name = self._level(-1 if level is None else level)
+        if self._embedder is None:
+            self._embedder = Embedder(self.path, trust=trust)
+        computed: NDArray[Any] = self._embedder(image)[name]
+        return computed
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        level: str | int | None = None,
+        metric: Literal["cosine", "dot", "l2"] = "cosine",
+        trust: bool = False,
+    ) -> Any:
+        """Find the images of the store that are nearest to an image or a vector.
+
+        All vectors are compared, block by block: the answer is exact, and memory stays small.
+
+        Args:
+            query: An image, see ``embed``; a vector ``(C,)``, array or tensor; or several:
+                a list of images, or ``(m, C)``.
+            k: How many neighbours.
+            level: Its name or place; None for the last one.
+            metric: ``"cosine"``, ``"dot"`` (the largest are nearest) or ``"l2"`` (the smallest).
+            trust: As for ``embed``.
+
+        Returns:
+            A list of up to k ``Neighbour`` with ``key``, ``path`` and ``score``, the nearest first;
+            a list of such lists for several queries.
+
+        Raises:
+            ConfigError: A vector of another width, no such metric, k below 1.
+            StoreError: No such level, or one of maps.
+            ImageError: As ``embed``.
+        """
+        from trunkline.extraction.queries import check_search, nearest_rows, vectors_of
+
+        chosen = check_search(k, metric)
+        name = self._pooled(-1 if level is None else level)
+        vectors, alone = vectors_of(
+            query, self._facts.levels[name][0], lambda one: self.embed(one, name, trust=trust)
+        )
+        found = nearest_rows(vectors, self._parts, name, k, chosen)
+        return found[0] if alone else found
+
     def pandas(self, columns: Sequence[str] | None = None) -> Any:
         """Return ``table(columns)`` as a DataFrame of pandas; a level is a column of arrays.
 
@@ -259,7 +321,7 @@ class FeatureStore:
         duckdb = _optional("duckdb")
         connection = duckdb.connect()
         if all(isinstance(part, ParquetPart) for part in self._parts):
-            return connection.read_parquet([str(part.path) for part in self._parts])
+            return connection.read_parquet([_literal(part.path) for part in self._parts])
         return connection.from_arrow(_single(self.table()))
 
     def _level(self, level: str | int) -> str:
@@ -295,26 +357,9 @@ class FeatureStore:
         raise StoreError(f"{self.path} has no column {name!r}; it has {', '.join(columns)}.")
 
 
-def _rebatched(pieces: Iterator[tuple[pa.Array, NDArray[Any]]], size: int) -> Iterator[Batch]:
-    """Cut pieces of any size into batches of one size; a batch within a piece is not copied."""
-    keys: list[str] = []
-    waiting: list[NDArray[Any]] = []
-    for names, values in pieces:
-        start = 0
-        while start < len(values):
-            end = min(start + size - len(keys), len(values))
-            keys += names.slice(start, end - start).to_pylist()
-            waiting.append(values[start:end])
-            start = end
-            if len(keys) == size:
-                yield Batch(keys, _joined(waiting))
-                keys, waiting = [], []
-    if keys:
-        yield Batch(keys, _joined(waiting))
-
-
-def _joined(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _literal(path: Path) -> str:
+    """Return a path that DuckDB takes for no pattern: its neighbours' rows are not ours."""
+    return re.sub(r"[*?\[]", lambda found: f"[{found[0]}]", str(path))
 
 
 def _single(table: pa.Table) -> pa.Table:

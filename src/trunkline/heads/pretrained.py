@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.words import check_words
 from trunkline.errors import CheckpointError, ConfigError
 from trunkline.files import DocumentError, read_document
 from trunkline.heads.classifier import Classifier, Pool, create_head, report_with_head
@@ -115,6 +116,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Any:
         WeightsError: The weights cannot be had or do not fit.
         ConfigError: An option outside what is allowed.
     """
+    check_words(options)
     config_path, weights_path = pretrained.files_of(os.fspath(source))
     try:
         kind = read_document(config_path, _Kind)
