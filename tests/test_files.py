@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trunkline import files
 from trunkline.errors import ConfigError
 from trunkline.files import (
     DocumentError,
@@ -101,12 +103,59 @@ def test_a_pipe_and_a_huge_file_are_not_read(tmp_path: Path) -> None:
         read_document(tmp_path / "huge", Outer)
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_of_nobody_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_HOME", "~nobody-of-this-name/x")
-    with pytest.raises(ConfigError, match=r"no home folder .* set TRUNKLINE_HOME"):
+    with pytest.raises(ConfigError, match=r"nobody knows where '~nobody-of-this-name/x' is"):
         home()
     assert sign("kind", "text") is None
-    assert "no home folder" in str(why_untrusted("kind", "text", "0" * 64))
+    assert "nobody knows where" in str(why_untrusted("kind", "text", "0" * 64))
+
+
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody's settings; where temporary files go."""
+    for name in ("TRUNKLINE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    files._home_elsewhere.cache_clear()
+    return tmp_path / "tmp"
+
+
+def _unknown(_: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_user_without_a_home_keeps_things_among_temporary_files(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Path, "expanduser", _unknown)
+    assert home() == homeless / f"trunkline-{os.getuid()}" == home()
+    assert home().stat().st_mode & 0o777 == 0o700
+    (said,) = caplog.messages
+    assert "this user has no home folder" in said
+    assert "set TRUNKLINE_HOME to a folder that stays" in said
+    assert why_untrusted("kind", "text", sign("kind", "text")) is None
+
+
+def test_a_folder_of_somebody_else_among_temporary_files_is_not_taken(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "expanduser", _unknown)
+    theirs = homeless / f"trunkline-{os.getuid()}"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    assert home() != theirs
+    assert home().stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="the superuser may write everywhere")
+def test_a_home_that_cannot_be_written_is_no_home(
+    homeless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user").mkdir(mode=0o500)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert home().parent == homeless
 
 
 def test_what_was_signed_here_is_known_again() -> None:

@@ -6,8 +6,11 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -22,9 +25,38 @@ MAX_SIDE = 1 << 20
 """Longest side of a picture: rows and what a resize needs for each take memory of their own."""
 
 # Photos only. Pillow also opens formats that start other programs (EPS) or that draw text; a folder
-# of strangers' files must not reach those. HEIF counts once a plugin such as pillow-heif is there.
+# of strangers' files must not reach those. HEIF is what phones write; a plugin of Pillow reads it.
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # counted as photos, whether or not they can be read
+_HEIF_PLUGINS = (("pillow_heif", "register_heif_opener"), ("pi_heif", "register_heif_opener"))
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_KINDS = (  # (where, bytes, what a file is that Pillow, as it is asked here, does not open)
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript document"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"\xff\x0a", "a JPEG XL picture"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (0, b"<svg", "a drawing in SVG"),
+    (0, b"<?xml", "an XML document, perhaps a drawing in SVG"),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"FUJIFILMCCD-RAW", "a raw file of a camera"),
+    (0, b"IIRO", "a raw file of a camera"),
+    (0, b"IIU\0", "a raw file of a camera"),
+    (4, b"ftypcrx", "a raw file of a camera"),
+    (4, b"ftypqt", "a video"),
+    (4, b"ftypisom", "a video"),
+    (4, b"ftypmp4", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (8, b"AVI ", "a video"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"SIMPLE  =", "a FITS file"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the picture: run `git lfs pull`"),
+)
 _TIFF_TILE = 322, 323
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
@@ -63,20 +95,49 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
         ImageError: It is no picture of ``FORMATS``, damaged, or above Pillow's own limit.
     """
     Image.init()
+    read_heif()
     formats = [known for known in FORMATS if known in Image.OPEN]
     with decoding(name), remarks.ignored():
         try:
             return Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name} is no photo, or only the beginning of one; give a file of "
-                f"{', '.join(formats)}."
-            ) from error
+            raise ImageError(_not_opened(file, name, formats)) from error
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"{name} is too large: {error} If you trust it, raise max_pixels and "
                 "PIL.Image.MAX_IMAGE_PIXELS."
             ) from error
+
+
+@cache
+def read_heif() -> bool:
+    """Let Pillow read HEIC and HEIF, which phones write, if a plugin for it is installed."""
+    for module, register in _HEIF_PLUGINS:
+        if find_spec(module) is not None:
+            getattr(import_module(module), register)()
+            return True
+    return "HEIF" in Image.OPEN
+
+
+def _not_opened(file: BinaryIO, name: str, formats: Sequence[str]) -> str:
+    """Say what a file is that Pillow does not open, if its beginning shows it."""
+    file.seek(0)
+    head = file.read(256)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and "HEIF" not in formats:
+        return (
+            f"{name} is a HEIC photo, which needs pillow-heif; install it with: "
+            'pip install "trunkline[images]"'
+        )
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return (
+            f"{name} is a TIFF of a kind that Pillow does not read: more bands than four, or of "
+            "other numbers than it knows; write the three bands to be seen with 8 bits, such as by "
+            "gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale."
+        )
+    for start, mark, what in _KINDS:
+        if head[start : start + len(mark)].lower() == mark.lower():
+            return f"{name} is {what}; give a photo: {', '.join(formats)}."
+    return f"{name} is no photo, or only the beginning of one; give a file of {', '.join(formats)}."
 
 
 def has_large_texts(error: BaseException) -> bool:

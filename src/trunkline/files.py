@@ -5,18 +5,24 @@ Nothing here imports PyTorch.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import hmac
+import logging
 import os
 import secrets
 import stat
+import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from trunkline.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 HOME = "TRUNKLINE_HOME"
 DOCUMENT_BYTES = 64 << 20  # a manifest has a few thousand bytes, a shard's record a million
@@ -33,17 +39,45 @@ class DocumentError(ValueError):
 def home() -> Path:
     """Return the root of everything that trunkline keeps: TRUNKLINE_HOME, or the user's cache.
 
+    Containers run as users without a home folder, or with one that cannot be written. What is kept
+    then goes into a folder of this user's among the temporary files, which is said once.
+
     Raises:
-        ConfigError: This user has no home folder.
+        ConfigError: TRUNKLINE_HOME is in the home folder of somebody that nobody knows.
     """
+    if named := os.environ.get(HOME):
+        return expanded(named)
     try:
-        if named := os.environ.get(HOME):
-            return Path(named).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trunkline"
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "trunkline"
     except RuntimeError as error:
-        raise ConfigError(
-            f"this user has no home folder ({error}); set {HOME} to a folder that can be written."
-        ) from error
+        return _home_elsewhere(f"this user has no home folder ({error})")
+    there = next(one for one in (usual, *usual.parents) if one.exists() or one == one.parent)
+    # A folder that is there may be read, with what somebody put into it.
+    if there != usual and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return _home_elsewhere(f"{usual} cannot be made")
+    return usual
+
+
+@cache
+def _home_elsewhere(why: str) -> Path:
+    """Return a folder that only this user can write to, for as long as temporary files live."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir(), f"trunkline-{user}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        held = folder.lstat()
+        if not stat.S_ISDIR(held.st_mode) or held.st_mode & 0o022 or held.st_uid != user:
+            raise OSError("it is somebody else's")
+    except OSError:  # others may write among temporary files: theirs is not ours
+        folder = Path(tempfile.mkdtemp(prefix="trunkline-"))
+    _log.warning(
+        "%s: what is to be kept, such as downloaded weights, goes to %s; set %s to a folder that "
+        "stays.",
+        why,
+        folder,
+        HOME,
+    )
+    return folder
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trunkline.decoders import FORMATS, MAX_PIXELS, check_pixels, decoding
+from trunkline.decoders import FORMATS, HEIF_SUFFIXES, MAX_PIXELS, check_pixels, decoding
 from trunkline.errors import ConfigError, ImageError, InputError
 from trunkline.photos import (
     MAX_BYTES,
@@ -183,10 +183,12 @@ def load_images(
 def image_suffixes() -> frozenset[str]:
     """Return the endings of file names that count as photos, in small letters, dot included.
 
-    They are what this machine's Pillow knows for ``FORMATS``.
+    They are what this machine's Pillow knows for ``FORMATS``; and those of HEIC, which fail with
+    the install line where no plugin reads them: a phone's photos do not vanish without a word.
     """
     known = Image.registered_extensions()
-    return frozenset(suffix.lower() for suffix, format_ in known.items() if format_ in FORMATS)
+    read = (suffix.lower() for suffix, format_ in known.items() if format_ in FORMATS)
+    return frozenset((*read, *HEIF_SUFFIXES))
 
 
 def _resized(image: Image.Image | Photo, preprocessing: Preprocessing, caller: str) -> Image.Image:

@@ -143,7 +143,7 @@ def test_error_of_the_listing_is_not_taken_for_its_end(
 ) -> None:
     broken = True
 
-    def listing(_: Source, __: Item | None, count: int) -> Iterator[Item]:
+    def listing(_: Source, __: Item | None, count: int, *___: object) -> Iterator[Item]:
         for number in range(count, 5):
             if number == 3 and broken:
                 raise SourceError("the disk is away")
@@ -163,7 +163,7 @@ def test_two_plans_in_turn_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source = numbered(tmp_path / "photos", 23)
     begun: list[Item | None] = []
 
-    def noting(source: Source, after: Item | None, count: int) -> Iterator[Item]:
+    def noting(source: Source, after: Item | None, count: int, *_: object) -> Iterator[Item]:
         begun.append(after)
         return list_items(source, after, count)
 

@@ -353,6 +353,11 @@ def _print_summary(report: ExtractReport) -> None:
         f"images    {report.images} in {report.seconds:.1f} s ({report.images_per_second:.1f} "
         f"images/s), {report.failed} failed"
     )
+    if report.passed_over:
+        named = ", ".join(f"{n} {one_line(ending)}" for ending, n in report.passed_over.items())
+        typer.echo(
+            f"passed    {sum(report.passed_over.values())} files that are no images: {named}"
+        )
     typer.echo(
         f"shards    {report.shards} finished, {report.shards_before} were before, "
         f"{report.shards_missing} missing"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -16,6 +17,7 @@ from typing import BinaryIO
 
 from trunkline.errors import SourceError
 from trunkline.extraction.locations import (
+    ending_of,
     is_hidden,
     is_image_name,
     is_pattern,
@@ -157,7 +159,9 @@ def _reading(location: str, kind: str) -> Iterator[BinaryIO]:
         ) from error
 
 
-def list_tar(location: str, after: Item | None) -> Iterator[Item]:
+def list_tar(
+    location: str, after: Item | None, passed: Counter[str] | None = None
+) -> Iterator[Item]:
     """Yield the images in tars, in the members' order.
 
     Members count by the ending of their names; hidden ones, links and folders do not. One whose
@@ -166,6 +170,7 @@ def list_tar(location: str, after: Item | None) -> Iterator[Item]:
     Args:
         location: See ``parts_of``.
         after: Continue behind this one, at once: no header before it is read again.
+        passed: Counts the members that are no images, by their endings.
 
     Raises:
         SourceError: A tar is missing, compressed, damaged or cut short.
@@ -188,6 +193,8 @@ def list_tar(location: str, after: Item | None) -> Iterator[Item]:
                 counts = is_image_name(inside) and not any(map(is_hidden, inside.split("/")))
                 if counts or not is_possible(member.size, length_of(file)):
                     yield Item(written_key(f"{name}/{inside}"), path, member.start, member.size)
+                elif passed is not None and not is_hidden(inside.rpartition("/")[2]):
+                    passed[ending_of(inside)] += 1
 
 
 def _behind(item: Item, file: BinaryIO) -> int | None:

@@ -396,4 +396,5 @@ class _Run:
             precision=manifest.job["precision"],
             batch_size=manifest.job["batch_size"],
             levels=tuple(one.name for one in manifest.schema.columns),
+            passed_over=dict(plan.passed_over.most_common()),
         )

@@ -58,6 +58,12 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
+def ending_of(name: str) -> str:
+    """Return the ending of a file's name in small letters, by which it is counted."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending if 1 < len(ending) <= 12 and ending.isprintable() else "no known ending"
+
+
 def is_hidden(name: str) -> bool:
     """Say whether a name begins with a dot, as what programs keep for themselves does."""
     return name.startswith(".") and name not in (".", "..")

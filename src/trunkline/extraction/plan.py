@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -84,6 +85,7 @@ class Plan:
         if shard_size < 1:
             raise ConfigError(f"shard_size={shard_size} must be a positive number of images.")
         self._folder, self._source, self.shard_size = folder, source, shard_size
+        self.passed_over: Counter[str] = Counter()  # no images, by ending, as far as this listed
         self._lock = threading.Lock()  # held while listing; what is frozen is read without it
         self._listing: Iterator[Item] | None = None
         self._listed = 0  # the shard that the listing comes to next
@@ -214,7 +216,8 @@ class Plan:
         try:
             self._catch_up(shard, after)
             if self._listing is None:
-                self._listing = list_items(self._source, after, shard * self.shard_size)
+                begun = shard * self.shard_size
+                self._listing = list_items(self._source, after, begun, self.passed_over)
             items = told_apart(list(islice(self._listing, self.shard_size)))
         except BaseException:
             self._drop_listing()  # a generator that has raised would seem to be at its end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -49,6 +49,8 @@ class ExtractReport:
         precision: Of the engine.
         batch_size: Images of a batch.
         levels: Columns of the store.
+        passed_over: Files of a folder or a tar that are no images, by ending: those that this run
+            came by while it listed the source.
     """
 
     out: str
@@ -68,6 +70,7 @@ class ExtractReport:
     precision: str
     batch_size: int
     levels: tuple[str, ...]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""

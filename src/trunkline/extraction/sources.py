@@ -19,6 +19,7 @@ Nothing here imports PyTorch; pyarrow and fsspec are imported where a source nee
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,6 +30,7 @@ from trunkline.extraction.archives import find_column, list_table, list_tar
 from trunkline.extraction.list_files import ENDINGS, TABLES, named_images
 from trunkline.extraction.locations import (
     anchored,
+    ending_of,
     filesystem_of,
     is_hidden,
     is_image_name,
@@ -141,13 +143,19 @@ def source_of(
     return Source(kind=kind, location=location)
 
 
-def list_items(source: Source, after: Item | None = None, count: int = 0) -> Iterator[Item]:
+def list_items(
+    source: Source,
+    after: Item | None = None,
+    count: int = 0,
+    passed: Counter[str] | None = None,
+) -> Iterator[Item]:
     """Yield the images of a source, in order, without ever holding all of them.
 
     Args:
         source: From ``source_of``.
         after: The last image that an earlier listing gave; the listing continues behind it.
         count: How many images those were, ``after`` included.
+        passed: Counts the files of folders and tars that are no images, by their endings.
 
     Yields:
         The images. All texts in them are valid UTF-8. None is opened: one that cannot be read is
@@ -159,12 +167,12 @@ def list_items(source: Source, after: Item | None = None, count: int = 0) -> Ite
     """
     first = max(count - 1, 0)
     if source.kind == "folder":
-        yield from _list_folder(source.location, EVERYTHING, after)
+        yield from _list_folder(source.location, EVERYTHING, after, passed)
     elif source.kind == "glob":
         root, names = split_glob(source.location)
-        yield from _list_folder(root, Pattern(names), after)
+        yield from _list_folder(root, Pattern(names), after, passed)
     elif source.kind == "tar":
-        yield from list_tar(source.location, after)
+        yield from list_tar(source.location, after, passed)
     elif source.kind == "list":
         listed = _list_lines(source.location, first, source.column)
         yield from _behind(listed, after, source.location)
@@ -274,7 +282,9 @@ def _names_in(location: str) -> Iterator[tuple[str, bool]]:
         ) from error
 
 
-def _list_folder(root: str, pattern: Pattern, after: Item | None) -> Iterator[Item]:
+def _list_folder(
+    root: str, pattern: Pattern, after: Item | None, passed: Counter[str] | None
+) -> Iterator[Item]:
     here = local_path(root)
     behind: Names = ()
     if after is not None:
@@ -288,6 +298,8 @@ def _list_folder(root: str, pattern: Pattern, after: Item | None) -> Iterator[It
             relative = "/".join(names)
             path = joined(root, relative)
             yield Item(written_key(relative), path if here is None else written_path(path))
+        elif passed is not None:
+            passed[ending_of(names[-1])] += 1
 
 
 def _list_lines(location: str, first: int, column: str | None) -> Iterator[Item]:

@@ -304,9 +304,11 @@ def _failure_text(
 ) -> str:
     tried = "\n".join(f"  {url}: {error}." for url, error in failures)
     places = "one place was" if len(failures) == 1 else f"{len(failures)} places were"
+    unreachable = all(error.unreachable for _, error in failures)
+    offline = f"Where there is no network, set {cache.OFFLINE[0]}=1. " if unreachable else ""
     return (
         f"{_label(candidates, name)} cannot be had; {places} tried.\n{tried}\n"
-        f"{_by_hand(candidates, name)}"
+        f"{offline}{_by_hand(candidates, name)}"
     )
 
 

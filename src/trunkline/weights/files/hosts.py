@@ -140,8 +140,11 @@ def persist(action: Callable[[], T], deadline: Deadline) -> T:
         except PlaceError as error:
             if not error.transient:
                 raise
-            if number == patience.PATIENCE.attempts:
-                raise PlaceError(f"{error} ({number} attempts)") from error
+            few = error.unreachable and number >= patience.PATIENCE.unreachable_attempts
+            if few or number == patience.PATIENCE.attempts:
+                raise PlaceError(
+                    f"{error} ({number} attempts)", unreachable=error.unreachable
+                ) from error
             seconds = _pause(number, error)
             if seconds > deadline.left():
                 raise PlaceError(f"{error} ({number} attempts, {patience.in_all()})") from error
@@ -267,6 +270,8 @@ def _explained(error: Exception) -> PlaceError:
     import requests
 
     reason = getattr(error.args[0] if error.args else None, "reason", None)
+    if unreachable := _unreachable(error):
+        return unreachable
     if isinstance(error, requests.exceptions.SSLError):
         return PlaceError(f"its certificate was not accepted ({reason or 'TLS failed'})")
     if isinstance(error, requests.Timeout):
@@ -277,6 +282,33 @@ def _explained(error: Exception) -> PlaceError:
         cut = isinstance(error, requests.exceptions.ChunkedEncodingError)
         return PlaceError("cut off" if cut else "no connection", transient=True)
     return PlaceError(f"the request failed ({type(error).__name__})")
+
+
+def _unreachable(error: Exception) -> PlaceError | None:
+    """Say why nobody answered; None where somebody did."""
+    import requests
+    from urllib3 import exceptions
+
+    if isinstance(error, requests.exceptions.ProxyError):
+        return PlaceError(
+            "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be reached, or "
+            "refuses",
+            transient=True,
+            unreachable=True,
+        )
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        waited = f"{patience.PATIENCE.connect_seconds:g} s"
+        return PlaceError(f"nobody answered within {waited} (timed out)", unreachable=True)
+    below = getattr(error.args[0] if error.args else None, "reason", None)
+    if isinstance(below, getattr(exceptions, "NameResolutionError", ())):
+        return PlaceError(
+            "its name has no address here (DNS): no connection", transient=True, unreachable=True
+        )
+    if isinstance(below, exceptions.NewConnectionError):
+        refused = "refused" in str(below).lower()
+        why = "no connection: it was refused" if refused else "no connection"
+        return PlaceError(why, transient=True, unreachable=True)
+    return None
 
 
 def _pause(number: int, error: PlaceError) -> float:

@@ -19,7 +19,8 @@ class Patience:
     backoff_seconds: float = 1.0  # before the second attempt; doubled before each further one
     backoff_limit_seconds: float = 30.0
     retry_after_limit_seconds: float = 120.0  # a host that asks for more is given up
-    connect_seconds: float = 10.0
+    connect_seconds: float = 4.0  # a machine without a network shall know it soon
+    unreachable_attempts: int = 2  # to find a host's address, or to be let in by it
     read_seconds: float = 30.0  # without a single byte
     piece_seconds: float = 60.0  # for each 64 KiB, and for the head of an answer
     total_seconds: float = 6 * 3600.0  # for one place, all attempts and pauses together
@@ -34,10 +35,16 @@ class PlaceError(Exception):
     """Why one place did not give a file. Collected by the caller, never shown as it is."""
 
     def __init__(
-        self, reason: str, *, transient: bool = False, wait_seconds: float | None = None
+        self,
+        reason: str,
+        *,
+        transient: bool = False,
+        unreachable: bool = False,
+        wait_seconds: float | None = None,
     ) -> None:
         super().__init__(reason)
         self.transient = transient
+        self.unreachable = unreachable  # nobody answered: there may be no network at all
         self.wait_seconds = wait_seconds
 
 
