@@ -108,7 +108,7 @@ def test_a_home_of_nobody_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"nobody knows where '~nobody-of-this-name/x' is"):
         home()
     assert sign("kind", "text") is None
-    assert "nobody knows where" in str(why_untrusted("kind", "text", "0" * 64))
+    assert "no home folder" in str(why_untrusted("kind", "text", "0" * 64))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from trunkline.errors import (
     PrecisionError,
 )
 from trunkline.runtimes import export_formats
-from trunkline.runtimes.export import export
+from trunkline.runtimes.export import export, format_of_path
 from trunkline.runtimes.export_files import written_together
 from trunkline.runtimes.onnx_writer import onnx_model
 
@@ -308,3 +308,18 @@ def test_a_place_below_a_file(tiny: Backbone, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"net\.onnx cannot be written: .*choose another place"):
         export(tiny, tmp_path / "file" / "net.onnx")
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "name"),
+    [(".onnx", "onnx"), (".xml", "openvino"), (".pt2", "torch-export"), (".PT", "torchscript")],
+)
+def test_the_ending_says_the_format(ending: str, name: str) -> None:
+    assert format_of_path(f"a/b{ending}") == name
+
+
+def test_an_ending_of_no_format_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"has an ending of no format; use one of \.onnx \(onnx\)"
+    ):
+        format_of_path("b.engine")

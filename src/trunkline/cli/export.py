@@ -45,7 +45,7 @@ def export_command(  # one parameter per flag
         typer.Option(
             "--format",
             metavar="onnx|openvino|torch-export|torchscript",
-            help="Of the file; onnx unless given. Not with --serve, which knows.",
+            help="Of the file; by its ending unless given. Not with --serve, which knows.",
         ),
     ] = None,
     opset: Annotated[int, typer.Option(metavar="N", help="Of ONNX's operators.")] = 18,
@@ -117,12 +117,13 @@ def export_command(  # one parameter per flag
         "precision": cast(Any, precision),  # checked where Python's callers are
         "calibration": calibration,
     }
-    from trunkline.runtimes.export import export  # when the verb runs: they need torch
+    from trunkline.runtimes.export import export, format_of_path  # when the verb runs
     from trunkline.runtimes.export_config import config_of
     from trunkline.runtimes.serving import write_repository
 
     if serve is None:
-        config_of(file_format or "onnx", options)  # before weights are downloaded
+        chosen = file_format or format_of_path(str(out))
+        config_of(chosen, options)  # before weights are downloaded
     return_idx = None if levels is None else parse_levels(levels)
     network = build_network(
         name,
@@ -135,7 +136,7 @@ def export_command(  # one parameter per flag
     )
     served: RepositoryReport | None = None
     if serve is None:
-        written = export(network, str(out), cast(Any, file_format or "onnx"), **options)
+        written = export(network, str(out), cast(Any, chosen), **options)
     else:
         served = write_repository(
             network,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class ExportReport:
 def export(
     backbone: Backbone | Classifier,
     path: str | os.PathLike[str],
-    format: FormatName = "onnx",  # noqa: A002  the word that every exporter uses
+    format: FormatName | None = None,  # noqa: A002  the word that every exporter uses
     **options: Unpack[ExportOptions],
 ) -> ExportReport:
     """Write a backbone as a file that runs without trunkline.
@@ -121,7 +121,8 @@ def export(
             classifier the output is ``logits`` ``(N, num_classes)``, and the file has its labels.
         path: Where to: ``.onnx``; ``.xml`` for OpenVINO, whose weights go to a ``.bin`` beside it;
             ``.pt2`` for torch-export; ``.pt`` for TorchScript. An old file is replaced.
-        format: ``"onnx"``, ``"openvino"``, ``"torch-export"`` or ``"torchscript"``.
+        format: ``"onnx"``, ``"openvino"``, ``"torch-export"`` or ``"torchscript"``; None goes by
+            the ending of ``path``.
         **options: See ``ExportConfig``: ``opset``, ``dynamic``, ``input_shape``, ``preprocess``,
             ``precision``, ``calibration``.
 
@@ -148,7 +149,7 @@ def export(
         ('stride_4', 'stride_8', 'stride_16', 'stride_32')
     """
     backbone = as_network(backbone)
-    config = config_of(format, options)
+    config = config_of(format or format_of_path(path), options)
     target = _checked_path(path, config)
     reference = unfolded_network_of(backbone, preprocess=config.preprocess)
     metadata = metadata_of(backbone, config)
@@ -178,6 +179,20 @@ def export(
         fidelity=fidelity,
         metadata=metadata,
     )
+
+
+def format_of_path(path: str | os.PathLike[str]) -> FormatName:
+    """Return the format that a path's ending stands for.
+
+    Raises:
+        ConfigError: It stands for none.
+    """
+    ending = Path(path).suffix.lower()
+    for name, one in FORMATS.items():
+        if one.suffix == ending:
+            return cast(FormatName, name)
+    known = ", ".join(f"{one.suffix} ({name})" for name, one in FORMATS.items())
+    raise ConfigError(f"path={os.fspath(path)!r} has an ending of no format; use one of {known}.")
 
 
 def _checked_path(path: str | os.PathLike[str], config: ExportConfig) -> Path:
