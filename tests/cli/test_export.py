@@ -131,7 +131,10 @@ def test_a_repository_for_openvino(tmp_path: Path) -> None:
         (["resnet18", "n.onnx", "--format", "caffe"], "format='caffe' is unknown; use one of onnx"),
         (["resnet18", "n.onnx", "--precision", "bf16"], "'bf16' is not written to files"),
         (["resnet18", "n.onnx", "--opset", "99"], "opset=99 cannot be written; allowed: 14 to 23"),
-        (["resnet18", "n.pt2", "--format", "onnx"], r"must end in \.onnx .* or use format='torch-export'"),
+        (
+            ["resnet18", "n.pt2", "--format", "onnx"],
+            r"must end in \.onnx .* or use format='torch-export'",
+        ),
         (["resnet18", "n.onnx", "--levels", "7"], "holds 7, out of range"),
         (["resnet1800", "n.onnx"], "no variant 'resnet1800'; closest: resnet18"),
     ],

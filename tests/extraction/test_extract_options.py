@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trunkline import Backbone, deploy
-from trunkline.errors import ConfigError
+from trunkline import Backbone, create_backbone, deploy
+from trunkline.errors import ConfigError, NotInstalledError
 from trunkline.extraction import jobs
 from trunkline.extraction.extracting import extract
 from trunkline.preprocessing import IMAGENET
@@ -93,3 +93,13 @@ def test_jobs_that_cannot_be(
     other = dataclasses.replace(SMALL, mean=(0.5, 0.5, 0.5))
     with pytest.raises(ConfigError, match="the runner normalises by itself"):
         run(photos, tmp_path / "g.parquet", inside, preprocessing=other)
+
+
+@pytest.mark.parametrize("library", ["pebble", "pyarrow"])
+def test_what_is_missing_is_said_before_a_store_is_begun(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(NotInstalledError, match=rf"needs {library}, .*trunkline\[extract\]"):
+        extract(photos, tmp_path / "f.parquet", create_backbone("resnet18"), runtime="torch")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]

@@ -140,7 +140,11 @@ def run_command(  # one parameter per flag
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Processes that decode. Default: half the cores."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Processes that decode; 0 for none. Default: half the cores.",
+        ),
     ] = None,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="An image that takes longer has failed.")

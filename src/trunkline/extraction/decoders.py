@@ -17,7 +17,7 @@ import mmap
 import queue
 import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError  # Python 3.10 has two
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -94,6 +94,10 @@ class _Place:
         values = self._seen(shape).copy()  # engines may look at their images after the call
         self.file.empty()
         return values
+
+    def put(self, values: Pixels) -> None:
+        """Write the pixels of one image into the buffer."""
+        self._seen(values.shape)[:] = values
 
     def _seen(self, shape: tuple[int, ...]) -> Pixels:
         return np.ndarray(shape, np.uint8, self.file.map(math.prod(shape)))
@@ -359,3 +363,49 @@ class Decoders:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class OwnDecoders(Decoders):
+    """Decodes in a thread of this process, for places where none may be started.
+
+    The numbers are the same. A picture that a decoder hangs on hangs the run, and one that a
+    decoder dies of ends it: ``timeout_seconds`` needs a process that can be ended.
+    """
+
+    def _start_pool(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trunkline-decoder")
+
+    def submit(self, items: Sequence[Item]) -> Batch:
+        """Start decoding at most ``batch_size`` images; waits for a free buffer."""
+        place = self._free.get()
+        if place.pixels is None:
+            (item,) = items
+            return _Single(
+                place, self._free, items, [self._thread.submit(self._alone, item, place)]
+            )
+        futures = [
+            self._thread.submit(self._into, item, place.pixels, slot)
+            for slot, item in enumerate(items)
+        ]
+        return _Shared(place, self._free, items, futures)
+
+    def _into(self, item: Item, pixels: Pixels, slot: int) -> Decoded:
+        decoded, values = decode_item(self._decoding, item)
+        if values is not None:
+            pixels[slot] = values
+        return decoded
+
+    def _alone(self, item: Item, place: _Place) -> tuple[Decoded, tuple[int, ...] | None]:
+        decoded, values = decode_item(self._decoding, item)
+        if values is None:
+            return decoded, None
+        try:
+            place.file.reserve(values.nbytes)
+            place.put(values)
+        except OSError as error:
+            why = f"{item.path} has no room for its {values.nbytes} bytes of pixels: {error}."
+            return decoded.failed(why), None
+        return decoded, values.shape
+
+    def _end_pool(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)

@@ -30,6 +30,7 @@ from trunkline.images import MAX_BYTES, MAX_PIXELS
 from trunkline.photos import DECODES, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
 from trunkline.runtimes.engine import check_threads
+from trunkline.runtimes.optional import require
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.runner import Runner
 
@@ -104,7 +105,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         threads: Of the network; None for all cores.
         calibration: For "int8", see ``deploy``; None takes the first 300 images of the source.
         batch_size: None chooses by threads and memory.
-        workers: Processes that decode; None for half the cores.
+        workers: Processes that decode; None for half the cores. 0 decodes in a thread of this
+            process, where none may be started: slower, and ``timeout_seconds`` cannot be kept.
         timeout_seconds: An image that takes longer to read and decode has failed.
         shard_size: Images of a shard, which is computed whole or again.
         shard: (i, n): only shards whose number leaves i when divided by n.
@@ -144,6 +146,14 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     began = time.perf_counter()
     kind = format_of(out, layout)
     maps = kind.name == "zarr"
+    # Before anything is there that only the same options could go on with.
+    for library in (
+        "pebble",
+        "pyarrow",
+        *(("zarr",) if maps else ()),
+        *((engine,) * (engine == "ray")),
+    ):
+        require(library, "extracting features")
     store = store_at(out)
     if is_in_memory(src):
         if column is not None or key_column is not None:
@@ -179,7 +189,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         asked,
         store,
         threads=threads,
-        workers=workers or max(1, processor().cores // 2),
+        workers=max(1, processor().cores // 2) if workers is None else workers,
         timeout_seconds=timeout_seconds,
         shard=shard or (0, 1),
         max_errors=max_errors,
@@ -219,12 +229,14 @@ def _check_numbers(
         ("max_bytes", asked.decoding.max_bytes, MOST_OF_AN_IMAGE),
         ("batch_size", asked.batch_size, MOST_OF_A_BATCH),
         ("shard_size", asked.shard_size, MOST_IMAGES),
-        ("workers", workers, None),
+        ("workers", workers or None, None),
     ):
         if value is not None and not is_positive_int(value):
             raise ConfigError(f"{name}={value!r} must be a positive integer.")
         if value is not None and most is not None and value > most:
             raise ConfigError(f"{name}={value!r} is more than {most}; choose a smaller one.")
+    if workers is not None and (isinstance(workers, bool) or (workers == 0 and engine == "ray")):
+        raise ConfigError(f"workers={workers!r} must be a positive integer with engine={engine!r}.")
     check_threads(threads)
     if not timeout_seconds > 0:
         raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trunkline.errors import TooManyFailuresError
 from trunkline.extraction.computing import Computing
-from trunkline.extraction.decoders import Decoders
+from trunkline.extraction.decoders import Decoders, OwnDecoders
 from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import ShardWriter
 from trunkline.extraction.manifests import Manifest, ShardRecord
@@ -97,7 +97,7 @@ class Session:
         manifest: Of the store.
         computing: From pixels to the store's numbers; built when the first pixels are there.
         plan: Of the store; it must reach as far as the shards to come.
-        workers: Processes that decode.
+        workers: Processes that decode; 0 for a thread of this one.
         timeout_seconds: For one image.
         stopping: Once set, the session ends without finishing what it has begun.
         began: When the run did, on the clock of ``time.perf_counter``; None for now.
@@ -133,7 +133,8 @@ class Session:
         self.tally = Tally()
         batch_size = manifest.job["batch_size"]
         ahead = max(2, -(-2 * workers // batch_size))  # batches, so that no worker is idle
-        self._decoders = Decoders(
+        kind = Decoders if workers else OwnDecoders
+        self._decoders = kind(
             Decoding.from_dict(manifest.source, manifest.job["images"]),
             workers=workers,
             batch_size=batch_size,

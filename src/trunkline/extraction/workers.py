@@ -22,7 +22,7 @@ from weakref import WeakSet
 from trunkline.extraction.memory import shared_file
 
 _FIRST_TO_DIE = "500"  # of 1000; a process has 0 unless told otherwise
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
@@ -42,6 +42,20 @@ def _main_left_out() -> Iterator[None]:
 
 
 class _Process(context.SpawnProcess):
+    def start(self) -> None:
+        """Start, also within a daemonic process, as workers of Celery and of a Pool are.
+
+        Those may have no children, because theirs would be left behind. Ours end with their parent.
+        """
+        config: dict[str, Any] = process.current_process()._config  # type: ignore[attr-defined]
+        with _one_at_a_time:
+            is_daemon = config.pop("daemon", None)
+            try:
+                super().start()
+            finally:
+                if is_daemon is not None:
+                    config["daemon"] = is_daemon
+
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:  # noqa: N802 (multiprocessing's name)
         with _main_left_out():
