@@ -26,6 +26,7 @@ PARTS = (
     {"errors"},
     {"preprocessing", "files", "decoders", "modes"},
     {"backbones"},
+    {"facts"},
     {"zoo"},
     {"photos"},
     {"images", "outputs"},

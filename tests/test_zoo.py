@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 import trunkline
+from trunkline import facts as written
 from trunkline.backbones import dla, regnet, resnet
 from trunkline.errors import ConfigError
 from trunkline.zoo import canonical_name
@@ -137,3 +140,25 @@ def test_create_backbone_refuses_options_that_no_backbone_has(name: str) -> None
         ConfigError, match=r"unknown option out_indices; allowed: act, .*return_stem"
     ):
         trunkline.create_backbone(name, out_indices=(1, 2))  # type: ignore[call-arg]
+
+
+def test_what_is_written_down_of_the_variants_is_what_they_are() -> None:
+    assert list(written.facts()) == trunkline.list_backbones()
+    for name, known in written.facts().items():
+        assert known == trunkline.info(name), "run `make fix`"
+        for alias in (name.upper(), name.replace("-", "_"), f"owner/{name}", *known.aliases):
+            assert written.fact(alias) == known
+    assert written.fact("resnet49") is None
+
+
+@pytest.mark.parametrize("verb", [["list"], ["list", "--json"], ["info", "regnety_040"]])
+def test_verbs_that_only_tell_do_not_import_pytorch(verb: list[str]) -> None:
+    script = (
+        "import sys\nfrom trunkline.cli.root import app\n"
+        f"try:\n    app({verb!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

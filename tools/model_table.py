@@ -1,4 +1,4 @@
-"""Write or check docs/backbones.md: the table of all variants, from the meta device.
+"""Write or check docs/backbones.md and variants.json: all variants, from the meta device.
 
 python tools/model_table.py             # exit 1 where the page is not what the code says
 python tools/model_table.py --update    # write it anew
@@ -9,9 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
+
 import trunkline
+from trunkline.facts import FILE
 
 PAGE = Path(__file__).parent.parent / "docs" / "backbones.md"
+DATA = Path(trunkline.__file__).parent / FILE
 HEAD = """# Backbones
 
 Written by `python tools/model_table.py --update`; `make check` compares it with the code.
@@ -46,14 +50,23 @@ def page() -> str:
     return "\n".join(lines)
 
 
+def data() -> str:
+    """Return what the command line reads in the networks' place."""
+    known = [trunkline.info(name) for name in trunkline.list_backbones()]
+    return msgspec.json.format(msgspec.json.encode(known), indent=1).decode() + "\n"
+
+
 def main() -> int:
-    """Write the page, or say whether it is what the code says."""
+    """Write both files, or say whether they are what the code says."""
+    files = {PAGE: page(), DATA: data()}
     if "--update" in sys.argv[1:]:
-        PAGE.write_text(page(), encoding="utf-8")
+        for path, content in files.items():
+            path.write_text(content, encoding="utf-8")
         return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
+    wrong = [p.name for p, text in files.items() if not p.is_file() or p.read_text("utf-8") != text]
+    if not wrong:
         return 0
-    print(f"{PAGE.name} is not what the code says: python tools/model_table.py --update")
+    print(f"{', '.join(wrong)}: not what the code says: python tools/model_table.py --update")
     return 1
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trunkline.extraction.features import FeatureMap, features, save_features
     from trunkline.extraction.reader import FeatureStore, open_features
     from trunkline.extraction.reports import ExtractReport
+    from trunkline.facts import BackboneInfo
     from trunkline.heads.classifier import (
         Classifier,
         classify,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from trunkline.runtimes.saving import load_runner
     from trunkline.weights.conversion import convert
     from trunkline.weights.loading import LoadReport, load_weights
-    from trunkline.zoo import BackboneInfo, create_backbone, info, list_backbones
+    from trunkline.zoo import create_backbone, info, list_backbones
 
 __version__ = "0.1.0"
 
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 # `trunkline --help` does not wait for PyTorch, nor a program that only builds networks for Pillow.
 _HOMES = {
     "Backbone": "trunkline.backbones.backbone",
-    "BackboneInfo": "trunkline.zoo",
+    "BackboneInfo": "trunkline.facts",
     "Classifier": "trunkline.heads.classifier",
     "DLANet": "trunkline.backbones.dla",
     "ExtractReport": "trunkline.extraction.reports",

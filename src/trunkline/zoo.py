@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -15,38 +15,17 @@ from typing_extensions import Unpack
 from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
-from trunkline.backbones.levels import Level
 from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
 from trunkline.backbones.upstream_names import check_checkpoint, parted
 from trunkline.backbones.variants import normalize_name, resolve_variant
 from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError, UnknownVariantError
+from trunkline.facts import BackboneInfo
 
 # A row a family: where its variants and other libraries' names for them stand.
 _MODULES = {"resnet": resnet, "dla": dla, "regnet": regnet}
 _FAMILY = {name: family for family, module in _MODULES.items() for name in module.VARIANTS}
 _ALIASES = {alias: name for module in _MODULES.values() for alias, name in module.ALIASES.items()}
-
-
-@dataclass(frozen=True)
-class BackboneInfo:
-    """What is known of a variant before it is built.
-
-    Attributes:
-        name: The variant.
-        family: ``"resnet"``, ``"dla"`` or ``"regnet"``.
-        aliases: Other names for it, normalised (lower case, hyphens).
-        num_parameters: Learned values, without a classifier.
-        macs: Multiply-accumulates of the convolutions for one 3×224×224 image.
-        levels: All maps it has, the stem's first.
-    """
-
-    name: str
-    family: str
-    aliases: tuple[str, ...]
-    num_parameters: int
-    macs: int
-    levels: tuple[Level, ...]
 
 
 def create_backbone(

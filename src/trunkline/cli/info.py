@@ -15,9 +15,13 @@ def info_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show one backbone: family, aliases, size, and each level it has."""
-    from trunkline import zoo  # when the verb runs: it needs torch, --help does not
+    from trunkline.facts import fact
 
-    one = zoo.info(name)
+    one = fact(name)
+    if one is None:
+        from trunkline import zoo  # it knows more names, and what to say of others; it needs torch
+
+        one = zoo.info(name)
     if as_json:
         print_json(dataclasses.asdict(one))
         return

@@ -20,9 +20,13 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List all backbones: parameters, multiply-accumulates, channels at each stride."""
-    from trunkline import zoo  # when the verb runs: it needs torch, --help does not
+    from trunkline.facts import facts
 
-    infos = [zoo.info(name) for name in zoo.list_backbones(family)]
+    infos = [one for one in facts().values() if family in (None, one.family)]
+    if not infos:
+        from trunkline import zoo  # which says what there is; it needs torch
+
+        zoo.list_backbones(family)
     if as_json:
         print_json([dataclasses.asdict(one) for one in infos])
         return
