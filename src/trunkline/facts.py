@@ -1,7 +1,7 @@
 """What is known of every variant, as data: ``trunkline list`` and ``info`` wait for no PyTorch.
 
-``variants.json`` is written by ``python tools/model_table.py --update`` from the networks themselves
-on the meta device; ``make check`` compares them.
+``variants.json`` is written by ``python tools/model_table.py --update`` from the networks on the
+meta device; ``make check`` compares them.
 """
 
 from __future__ import annotations
