@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trunkline import create_backbone, extract
-from trunkline.errors import ImageError
+from trunkline import create_backbone, extract, open_features, photos
+from trunkline.errors import ConfigError, ImageError, StoreError
 from trunkline.images import decode_image, image_suffixes
 
 
@@ -110,3 +110,51 @@ def test_files_that_are_passed_over_are_counted(tmp_path: Path) -> None:
     backbone = create_backbone("resnet18", return_idx=(0,))
     report = extract(folder, tmp_path / "f.parquet", backbone, runtime="torch")
     assert report.passed_over == {".mov": 3, ".txt": 1, "no known ending": 1}
+
+
+def test_transparency_is_laid_over_what_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rgb = np.random.default_rng(0).integers(40, 200, (16, 16, 3), dtype=np.uint8)
+    bands = np.concatenate([rgb, np.full((16, 16, 1), 60, np.uint8)], 2)
+    for name in ("bands.tif", "bands.png"):
+        path = tmp_path / name
+        Image.fromarray(bands).save(path)
+        assert np.array_equal(np.asarray(decode_image(path, alpha="ignore")), rgb)
+        white, black = (
+            np.asarray(decode_image(path, alpha=alpha)).astype(float).mean()
+            for alpha in ("white", "black")
+        )
+        assert white == pytest.approx(rgb.mean() * 60 / 255 + 195, abs=1)
+        assert black == pytest.approx(rgb.mean() * 60 / 255, abs=1)
+    with pytest.raises(
+        ConfigError, match=r"alpha='grey' is unknown; use one of white, black, ignore"
+    ):
+        decode_image(tmp_path / "bands.png", alpha="grey")  # type: ignore[arg-type]
+    # A tag may call a band of a satellite transparency, which is said once.
+    monkeypatch.setattr(photos, "_warned", False)
+    caplog.clear()
+    for _ in range(2):
+        decode_image(tmp_path / "bands.tif")
+    (said,) = caplog.messages
+    assert "bands.tif has a band that its tags call transparency" in said
+    assert "use alpha='ignore'" in said
+
+
+def test_an_extraction_keeps_to_its_alpha(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    backbone = create_backbone("resnet18", return_idx=(0,))
+    stores = {}
+    for alpha in ("white", "ignore"):
+        out = tmp_path / f"{alpha}.parquet"
+        extract(folder, out, backbone, runtime="torch", alpha=alpha)
+        stores[alpha] = open_features(out)
+        assert np.array_equal(stores[alpha].embed(folder / "a.png"), stores[alpha].numpy()[0])
+    assert not np.array_equal(stores["white"].numpy(), stores["ignore"].numpy())
+    with pytest.raises(StoreError, match="alpha"):
+        extract(folder, tmp_path / "ignore.parquet", backbone, runtime="torch")
+    with pytest.raises(ConfigError, match=r"alpha='x' is unknown"):
+        extract(folder, tmp_path / "x.parquet", backbone, alpha="x")  # type: ignore[arg-type]

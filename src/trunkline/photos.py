@@ -6,9 +6,10 @@ What is done, exactly:
    as none, as it does in a browser.
 2. *Grey* becomes three equal channels. More than 8 bits keep their high 8 bits, as Pillow does
    with 16-bit colour; float grey is taken as 0..1. Nothing is clipped: values outside are an error.
-3. *Transparency* is laid over white, which is what a page shows. A colour key in a 16-bit file is
-   not applied. *CMYK* is converted by Pillow's formula; colour profiles are not applied: the
-   published networks were trained and measured without.
+3. *Transparency* is laid over white, which is what a page shows; ``alpha="black"`` lays it over
+   black, and ``"ignore"`` leaves it out: a fourth band of a satellite is none, whatever its tag
+   says. A colour key in a 16-bit file is not applied. *CMYK* is converted by Pillow's formula;
+   colour profiles are not applied: the published networks were trained and measured without.
 4. *Animations and multi-page files* give their first frame.
 
 ``decode="fast"`` lets libjpeg compute a JPEG at 1/2, 1/4 or 1/8 of its size, which it does several
@@ -19,6 +20,7 @@ broken metadata as warnings is not passed on: a picture is decoded, or it is an 
 from __future__ import annotations
 
 import io
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +42,13 @@ from trunkline.decoders import (
 from trunkline.errors import ConfigError, ImageError
 from trunkline.preprocessing import Preprocessing, is_positive_int, reduction
 
+_log = logging.getLogger(__name__)
+
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 Decode = Literal["exact", "fast"]
+Alpha = Literal["white", "black", "ignore"]
 DECODES: tuple[Decode, ...] = ("exact", "fast")
+ALPHAS: tuple[Alpha, ...] = ("white", "black", "ignore")
 
 MAX_BYTES = 2**30
 """Largest file that is opened, in bytes: more than four times the pixels of ``MAX_PIXELS``."""
@@ -82,7 +88,11 @@ class Photo:
 
 
 def decode_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    source: ImageSource,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    alpha: Alpha = "white",
 ) -> Image.Image:
     """Decode a photo into an upright 8-bit RGB picture.
 
@@ -91,6 +101,8 @@ def decode_image(
         max_pixels: refuse anything larger, by the header, before decoding. Pillow's own limit,
             ``PIL.Image.MAX_IMAGE_PIXELS``, does not count here.
         max_bytes: refuse a larger file before reading it.
+        alpha: what transparent pixels are laid over, ``"white"`` or ``"black"``; ``"ignore"``
+            leaves a channel of transparency out.
 
     Returns:
         A new Pillow image of mode RGB, as the docstring of ``trunkline.photos`` says.
@@ -98,13 +110,13 @@ def decode_image(
     Raises:
         ImageError: no such file, not a photo, damaged, without pixels, too large, or with values
             that have no fixed meaning as brightness. The text names the file.
-        ConfigError: ``max_pixels`` or ``max_bytes`` is not a positive integer.
+        ConfigError: ``max_pixels`` or ``max_bytes`` is not a positive integer, or no such alpha.
 
     Example:
         >>> decode_image("examples/cat.jpg").size
         (451, 300)
     """
-    return decode_photo(source, max_pixels=max_pixels, max_bytes=max_bytes).image
+    return decode_photo(source, max_pixels=max_pixels, max_bytes=max_bytes, alpha=alpha).image
 
 
 def decode_photo(
@@ -114,6 +126,7 @@ def decode_photo(
     decode: Decode = "exact",
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
+    alpha: Alpha = "white",
 ) -> Photo:
     """Decode a photo as ``decode_image`` does, and keep the size that it has in its file.
 
@@ -126,6 +139,7 @@ def decode_photo(
             it changes is measured in ``docs/images.md``.
         max_pixels: as for ``decode_image``; of the photo in its file, also for ``"fast"``.
         max_bytes: as for ``decode_image``.
+        alpha: as for ``decode_image``.
 
     Returns:
         What ``pixels`` and ``preprocess`` take; they resize it to exactly the same size whichever
@@ -142,18 +156,20 @@ def decode_photo(
         ((451, 300), (226, 150))
     """
     _check_options(preprocessing, decode, max_pixels, max_bytes)
+    if alpha not in ALPHAS:
+        raise ConfigError(f"alpha={alpha!r} is unknown; use one of {', '.join(ALPHAS)}.")
     if isinstance(source, Image.Image):
         check_pixels(source, "the given image", max_pixels)
-        upright = upright_rgb(source, "the given image")
+        upright = upright_rgb(source, "the given image", alpha=alpha)
         return whole(upright.copy() if upright is source else upright)
     name, file = _opened_source(source, max_bytes)
     with file:
         try:
-            return _decoded(file, name, preprocessing, decode, max_pixels)
+            return _decoded(file, name, preprocessing, decode, max_pixels, alpha)
         except ImageError as error:
             if not has_large_texts(error):
                 raise
-            return _decoded(without_texts(file), name, preprocessing, decode, max_pixels)
+            return _decoded(without_texts(file), name, preprocessing, decode, max_pixels, alpha)
 
 
 def _decoded(
@@ -162,11 +178,12 @@ def _decoded(
     preprocessing: Preprocessing | None,
     decode: Decode,
     max_pixels: int,
+    alpha: Alpha,
 ) -> Photo:
     with decoding(name), remarks.ignored(), open_image(file, name) as opened:
         check_pixels(opened, name, max_pixels)
         if decode == "exact" or preprocessing is None or not isinstance(opened, JpegImageFile):
-            return whole(upright_rgb(opened, name))
+            return whole(upright_rgb(opened, name, alpha=alpha))
         return _reduced(opened, name, preprocessing)
 
 
@@ -176,13 +193,16 @@ def whole(image: Image.Image) -> Photo:
     return Photo(image, width, height, (0, 0, width, height))
 
 
-def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image.Image:
+def upright_rgb(
+    image: Image.Image, name: str, turn: int | None = None, *, alpha: Alpha = "white"
+) -> Image.Image:
     """Return the upright 8-bit RGB form of a picture.
 
     Args:
         image: any Pillow image; its pixels are loaded, otherwise it is not changed.
         name: for the error's text.
         turn: its EXIF orientation where that was read before; None reads it.
+        alpha: as for ``decode_image``.
 
     Returns:
         A plain Pillow image: the given one where it has that form already, otherwise a new one.
@@ -198,7 +218,9 @@ def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image
         picture = image if method is None else image.transpose(method)
         if picture.mode.startswith(("I", "F")):
             picture = _eight_bits(picture, image, name)
-        picture = _plain_rgb(picture, name)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and alpha == "white":
+            _warn_of_bands(picture, name)
+        picture = _plain_rgb(picture, name, alpha)
     if not picture.info:
         return picture
     rgb = picture.copy() if picture is image else picture
@@ -206,11 +228,30 @@ def upright_rgb(image: Image.Image, name: str, turn: int | None = None) -> Image
     return rgb
 
 
-def _plain_rgb(picture: Image.Image, name: str) -> Image.Image:
+def _warn_of_bands(picture: Image.Image, name: str) -> None:
+    """Say of a TIFF once per process that its fourth band was taken for transparency."""
+    global _warned
+    if picture.mode in _ALPHA_MODES and not _warned:
+        _warned = True
+        _log.warning(
+            "%s has a band that its tags call transparency, and the colours are laid over white by "
+            "it; if it is a band of its own, as near infrared, use alpha='ignore'. Further files "
+            "are not told.",
+            name,
+        )
+
+
+_warned = False
+
+
+def _plain_rgb(picture: Image.Image, name: str, alpha: Alpha) -> Image.Image:
     try:
         if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
             rgba = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            if alpha == "ignore":
+                picture = rgba.convert("RGB")  # drops it
+            else:
+                picture = Image.alpha_composite(Image.new("RGBA", rgba.size, alpha), rgba)
         # A picture of a file knows its tags, so that it is copied; a plain one is used as it is.
         if picture.mode != "RGB" or type(picture) is not Image.Image:
             picture = picture.convert("RGB")

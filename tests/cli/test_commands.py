@@ -69,8 +69,17 @@ FLAGS = {
         *("--profile", "--rounds", "--runtime", "--shape", "--threads", "--weights", "names"),
     ],
     "extract run": [
-        *("--allow-noncommercial", "--backbone", "--batch-size", "--calibration", "--column"),
-        *("--decode", "--dtype", "--engine", "--help", "--json", "--key-column", "--layout"),
+        *("--allow-noncommercial", "--alpha", "--backbone", "--batch-size", "--calibration"),
+        *(
+            "--column",
+            "--decode",
+            "--dtype",
+            "--engine",
+            "--help",
+            "--json",
+            "--key-column",
+            "--layout",
+        ),
         *("--levels", "--max-bytes", "--max-errors", "--max-pixels", "--normalize", "--pad"),
         *(
             "--pool",

@@ -138,6 +138,10 @@ def run_command(  # one parameter per flag
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Default: by threads and memory.")
     ] = None,
+    alpha: Annotated[
+        str,
+        typer.Option(metavar="white|black|ignore", help="What transparency is laid over."),
+    ] = "white",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -214,6 +218,7 @@ def run_command(  # one parameter per flag
             decode=cast(Any, decode),
             **({} if max_pixels is None else {"max_pixels": max_pixels}),
             **({} if max_bytes is None else {"max_bytes": max_bytes}),
+            alpha=cast(Any, alpha),  # extract says what is allowed
             column=column,
             key_column=key_column,
             runtime=runtime,

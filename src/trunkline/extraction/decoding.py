@@ -15,6 +15,7 @@ from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item, Row, as_utf8
 from trunkline.extraction.sources import Source
 from trunkline.images import MAX_BYTES, MAX_PIXELS, Decode, decode_photo, pixels
+from trunkline.photos import Alpha
 from trunkline.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -30,6 +31,7 @@ class Decoding:
         decode: See ``trunkline.images.decode_photo``.
         max_pixels: Larger images fail.
         max_bytes: Larger files fail; of what comes through a network no more is read.
+        alpha: What transparency is laid over, see ``decode_image``.
     """
 
     source: Source
@@ -37,6 +39,7 @@ class Decoding:
     decode: Decode = "exact"
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    alpha: Alpha = "white"
 
     def to_dict(self) -> dict[str, Any]:
         """Return what of this decides the numbers, as plain values."""
@@ -45,6 +48,7 @@ class Decoding:
             "decode": self.decode,
             "max_pixels": self.max_pixels,
             "max_bytes": self.max_bytes,
+            "alpha": self.alpha,
         }
 
     @classmethod
@@ -92,6 +96,7 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
             decode=decoding.decode,
             max_pixels=decoding.max_pixels,
             max_bytes=decoding.max_bytes,
+            alpha=decoding.alpha,
         )
         values = pixels(photo, decoding.preprocessing)
     except ImageError as error:

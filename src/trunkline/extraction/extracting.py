@@ -27,7 +27,7 @@ from trunkline.extraction.sources import source_of
 from trunkline.extraction.spooling import IMAGE, KEY, is_in_memory, spooled
 from trunkline.extraction.store import Store
 from trunkline.images import MAX_BYTES, MAX_PIXELS
-from trunkline.photos import DECODES, Decode
+from trunkline.photos import ALPHAS, DECODES, Alpha, Decode
 from trunkline.preprocessing import Preprocessing, is_positive_int
 from trunkline.runtimes.engine import check_threads
 from trunkline.runtimes.optional import require
@@ -55,6 +55,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     decode: Decode = "exact",
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
+    alpha: Alpha = "white",
     column: str | None = None,
     key_column: str | None = None,
     runtime: str = "auto",
@@ -98,6 +99,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         decode: "fast" decodes large JPEGs at reduced scale; see ``docs/images.md``.
         max_pixels: Larger images fail.
         max_bytes: Larger files fail; of what comes through a network no more is read.
+        alpha: What transparent pixels are laid over, "white" or "black"; "ignore" leaves a channel
+            of transparency out, which in a TIFF may be a band of its own.
         column: Of a Parquet source: paths or bytes. None finds it.
         key_column: Of a Parquet source: keys. None takes paths or row numbers.
         runtime: Engine, see ``deploy``.
@@ -172,6 +175,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
             decode=decode,
             max_pixels=max_pixels,
             max_bytes=max_bytes,
+            alpha=alpha,
         ),
         levels=levels,
         pool=check_pool(pool or ("none" if maps else "avg")),
@@ -242,6 +246,10 @@ def _check_numbers(
         raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
     if asked.dtype not in ("float32", "float16"):
         raise ConfigError(f"dtype={asked.dtype!r} is unknown; use float32 or float16.")
+    if asked.decoding.alpha not in ALPHAS:
+        raise ConfigError(
+            f"alpha={asked.decoding.alpha!r} is unknown; use one of {', '.join(ALPHAS)}."
+        )
     if asked.decoding.decode not in DECODES:
         raise ConfigError(
             f"decode={asked.decoding.decode!r} is unknown; use one of {', '.join(DECODES)}."

@@ -77,6 +77,7 @@ class Embedder:
             decode=decoding.decode,
             max_pixels=decoding.max_pixels,
             max_bytes=decoding.max_bytes,
+            alpha=decoding.alpha,
         )
         values = pixels(photo, decoding.preprocessing)
         # In a batch of the size that the store's were in: engines add up in another order else.
