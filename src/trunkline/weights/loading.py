@@ -103,7 +103,8 @@ class Read:
     def preprocessing(self) -> Preprocessing | None:
         """How its network wants its images, in RGB; None where nobody said."""
         if self.located.entry is not None:
-            return self.located.entry.preprocessing.in_rgb()
+            known = self.located.entry.preprocessing
+            return known.in_rgb() if known else None
         said = self.statement.preprocessing if self.statement else None
         return said.in_rgb() if said else None
 
@@ -181,6 +182,9 @@ def adopt(backbone: Backbone, read: Read) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
     placed = assign(backbone, read.native.state)
     report = read.report()
+    entry = read.located.entry
+    if entry is not None and (hint := entry.about_channels(backbone.in_channels)):
+        report = replace(report, notes=(*report.notes, hint))
     if said := unsound(placed):  # as they are now: a cast may end in infinity
         logger.warning("%s: %s", read.located.path, " ".join(said))
         report = replace(report, notes=(*report.notes, *said))
@@ -215,6 +219,7 @@ def read_for(
     with naming(located.path):
         statement = statement_of(checkpoint)
     check_words(backbone, located, statement)
+    prefix = prefix if prefix is not None else located.prefix or None
     if layout == "auto":
         layout = located.layout or _said_layout(checkpoint, statement)
     try:
@@ -247,7 +252,7 @@ def _is_bgr(match: Match, located: Located) -> bool:
     """Return whether the file's stem takes blue first: the row knows best, of its own files."""
     entry = located.entry
     if entry is not None and match.layout.name in {place.layout for place in entry.places}:
-        return entry.preprocessing.channel_order == "BGR"
+        return entry.preprocessing is not None and entry.preprocessing.channel_order == "BGR"
     return match.layout.bgr
 
 
