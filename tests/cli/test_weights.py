@@ -10,11 +10,15 @@ import typer
 from typer.testing import CliRunner, Result
 
 from trunkline.cli.root import app
+from trunkline.cli.weights import _SHORT
 from trunkline.cli.weights import app as weights_app
 from trunkline.weights import catalog
 
 FLAGS = {
-    "list": ["--help", "--json", "--license", "--source", "variant"],
+    "list": [
+        *("--channels", "--commercial", "--dataset", "--family", "--help", "--json", "--license"),
+        *("--sort", "--source", "--task", "variant"),
+    ],
     "show": ["--help", "--json", "tag", "variant"],
 }
 
@@ -39,19 +43,37 @@ def test_list_of_everything() -> None:
     assert result.exit_code == 0
     rows = catalog.entries()
     lines = result.stdout.splitlines()
-    assert re.match(r"variant +tag +licence +top-1 +px$", lines[0])
+    assert re.match(r"variant +tag +licence +task +ch +top-1 +px$", lines[0])
     assert [line.split()[:2] for line in lines[2 : 2 + len(rows)]] == [
         [row.variant, row.tag] for row in rows
     ]
     assert f"{len(rows)} checkpoints" in result.stdout
+    assert max(map(len, lines)) <= 100
+
+
+def test_list_by_task_and_accuracy() -> None:
+    result = run("list", "--task", "self-supervised", "--commercial", "--sort", "accuracy")
+    first = result.stdout.splitlines()[2].split()
+    assert first == ["resnet50", "dino", "Apache-2.0", "self", "3", "75.3", "lin", "224"]
+    assert "CC-BY-NC" not in result.stdout
+    assert "lin: of a linear classifier" in result.stdout
+    rows = json.loads(run("list", "--channels", "13", "--family", "resnet", "--json").stdout)
+    assert {row["channels"] for row in rows} == {13}
+    assert len(rows) == 7
+    places = run("list", "--dataset", "places365").stdout.splitlines()
+    assert [line.split()[0] for line in places[2:4]] == ["resnet18", "resnet50"]
+
+
+def test_every_task_has_a_short_word() -> None:
+    assert list(_SHORT) == list(catalog.TASKS)
 
 
 def test_list_of_one_variant() -> None:
     result = run("list", "resnet_50", "--source", "torchvision")
     assert [line.split() for line in result.stdout.splitlines()[2:5]] == [
-        ["resnet50", "torchvision-in1k-v1", "*", "BSD-3-Clause", "76.13", "224"],
-        ["resnet50", "torchvision-in1k-v2", "BSD-3-Clause", "80.858", "224"],
-        ["resnet50", "torchvision-in1k-v1-superseded", "BSD-3-Clause", "76.13", "224"],
+        ["resnet50", "torchvision-in1k-v1", "*", "BSD-3-Clause", "sup", "3", "76.13", "224"],
+        ["resnet50", "torchvision-in1k-v2", "BSD-3-Clause", "sup", "3", "80.858", "224"],
+        ["resnet50", "torchvision-in1k-v1-superseded", "BSD-3-Clause", "sup", "3", "76.13", "224"],
     ]
     assert "3 checkpoints" in result.stdout
     assert "0 checkpoints" in run("list", "resnet50t").stdout
@@ -99,6 +121,18 @@ def test_show_what_a_file_needs_and_what_is_assumed() -> None:
     assert "(the default)" not in out
 
 
+def test_show_bands_and_where_in_a_file() -> None:
+    out = run("show", "resnet50", "torchgeo-sentinel1-grd-moco").stdout
+    assert re.search(
+        r"^bands +2 bands \(VV, VH\); backscatter in dB; resized to 256x256;", out, re.M
+    )
+    assert re.search(r"^mean +-12\.59, -20\.26$", out, re.M)
+    assert re.search(r"^task +satellite, on ssl4eo-s12$", out, re.M)
+    out = run("show", "resnet50", "moco-v3-1000ep").stdout
+    assert "layout torchvision-resnet, at prefix base_encoder." in out
+    assert re.search(r"^accuracy +top-1 74\.6 at 224 px, of a linear classifier on", out, re.M)
+
+
 def test_show_as_json() -> None:
     row = json.loads(run("show", "resnet50", "IMAGENET1K_V2", "--json").stdout)
     assert (row["tag"], row["default"]) == ("torchvision-in1k-v2", False)
@@ -109,6 +143,7 @@ def test_show_as_json() -> None:
             "file_name": "resnet50-11ad3fa6.pth",
             "sha256": None,
             "sha256_prefix": "11ad3fa6",
+            "prefix": "",
         }
     ]
 
@@ -120,6 +155,10 @@ def test_show_as_json() -> None:
         (["show", "resnet50t"], r"resnet50t has no default weights: nobody has published any\."),
         (["show", "resnet51"], r"no variant 'resnet51'; closest: "),
         (["list", "--source", "keras"], r"no upstream 'keras'; allowed: torchvision, "),
+        (["list", "--task", "sport"], r"no task 'sport' in the catalog; allowed: supervised, "),
+        (["list", "--channels", "5"], r"no channels 5 in the catalog; allowed: 1, 2, 3, "),
+        (["list", "--sort", "size"], r"no order --sort 'size'; allowed: variant, accuracy\."),
+        (["list", "--commercial", "--license", "MIT"], r"--commercial and --license both choose "),
         (["list", "--license", "GPL"], r"no licence 'GPL'; allowed: any, "),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from importlib import resources
 from typing import Any
@@ -19,7 +20,7 @@ from trunkline.weights.layouts import LAYOUTS
 ROWS = catalog.entries()
 VARIANTS: dict[str, Any] = {**resnet.VARIANTS, **dla.VARIANTS, **regnet.VARIANTS}
 
-# Of the 367 checkpoints that are known, 25 fit no backbone of ours (docs/weights.md names them).
+# docs/weights.md names those that fit no backbone of ours.
 COUNTS = {
     "torchvision": 56,
     "timm": 158,
@@ -28,8 +29,16 @@ COUNTS = {
     "pycls": 29,
     "rtdetr": 6,
     "detectron2": 10,
-    "mmpretrain": 28,
-    "vissl": 10,
+    "mmpretrain": 42,
+    "vissl": 53,
+    "fair": 26,
+    "lightly": 10,
+    "pass": 6,
+    "torchgeo": 46,
+    "torchxrayvision": 1,
+    "places365": 2,
+    "texture-vs-shape": 3,
+    "robust": 28,
 }
 
 # Parameters of projections that the authors' network computes and discards.
@@ -64,7 +73,9 @@ def test_every_file_is_used_and_in_the_order_of_the_zoo() -> None:
         places = [order.index(row["variant"]) for row in content["rows"]]
         assert content["source"] == source
         assert places == sorted(places)
-        assert {row["preprocessing"] for row in content["rows"]} == set(content["preprocessing"])
+        for kind in ("preprocessing", "bands"):
+            used = {row[kind] for row in content["rows"] if kind in row}
+            assert used == set(content.get(kind, ())), (source, kind)
 
 
 def test_tags_are_unique_and_no_file_is_listed_twice_by_one_upstream() -> None:
@@ -90,6 +101,8 @@ def test_rows_say_what_they_must() -> None:
         assert row.facts_source, row.tag
         assert row.upstream_name, row.tag
         where = row.preprocessing
+        if where is None:
+            continue
         # A mean says by itself in which order its channels are: red is the brightest.
         if len(set(where.mean)) > 1:
             assert (where.mean[0] > where.mean[2]) == (where.channel_order == "RGB"), row.tag
@@ -124,6 +137,93 @@ def test_published_parameters_are_those_of_our_networks() -> None:
         assert row.num_params == info.num_parameters + classifier + dead, (row.variant, row.tag)
         compared += 1
     assert compared > 280
+
+
+# --- what is no classifier of photographs ---------------------------------------------------------
+
+
+def test_bands_are_said_where_pictures_are_not_8_bit_rgb() -> None:
+    banded = [row for row in ROWS if row.bands is not None]
+    assert {row.source for row in banded} == {"torchgeo", "torchxrayvision"}
+    assert Counter(row.channels for row in banded if row.channels != 3) == {
+        **{1: 1, 2: 5, 6: 4, 7: 8, 9: 8, 11: 4, 12: 1, 13: 7}
+    }
+    for row in banded:
+        assert row.bands is not None
+        assert len(set(row.bands.names)) == row.channels, row.tag
+        assert row.bands.mean is not None or row.bands.note, row.tag
+        described = row.bands.describe()
+        assert described.startswith(f"{row.channels} bands ({row.bands.names[0]}"), row.tag
+        assert ("no mean and std" in described) == (row.bands.mean is None), row.tag
+
+
+def test_a_band_has_the_numbers_of_its_upstream() -> None:
+    softcon = catalog.find("resnet50", "torchgeo-sentinel2-all-softcon").bands
+    assert softcon is not None
+    assert softcon.mean is not None
+    assert softcon.std is not None
+    assert dict(zip(softcon.names, softcon.mean, strict=True))["B8a"] == 2581.0
+    assert dict(zip(softcon.names, softcon.std, strict=True))["B10"] == 47.5
+    radar = catalog.find("resnet50", "torchgeo-sentinel1-grd-moco").bands
+    assert radar is not None
+    assert (radar.names, radar.mean, radar.std) == (("VV", "VH"), (-12.59, -20.26), (5.26, 5.91))
+    x_ray = catalog.find("resnet50", "resnet50-res512-all").bands
+    assert x_ray is not None
+    assert x_ray.mean is not None
+    assert x_ray.std is not None
+    # Upstream: (2 * x / 255 - 1) * 1024.
+    assert [(x - x_ray.mean[0]) / x_ray.std[0] for x in (0.0, 127.5, 255.0)] == [-1024, 0, 1024]
+
+
+def test_satellite_files_are_pinned_to_a_commit() -> None:
+    places = [p for row in ROWS if row.source == "torchgeo" for p in row.places]
+    assert len(places) == COUNTS["torchgeo"]
+    for place in places:
+        assert place.hub is not None
+        assert re.fullmatch(r"[0-9a-f]{40}", place.hub.revision or ""), place.url
+
+
+def test_a_hash_in_a_name_that_is_wrong_is_not_believed() -> None:
+    (place,) = catalog.find("resnet50", "torchgeo-sentinel2-all-seco-eco").places
+    assert place.file_name.endswith("-90ec322f.pth")
+    assert place.sha256_prefix is None
+    assert (place.sha256 or "").startswith("a273eb78")
+
+
+def test_accuracies_say_whose_they_are() -> None:
+    for row in ROWS:
+        if row.metric == "linear":
+            assert row.top1 is not None, row.tag
+        if row.task == "self-supervised":
+            assert row.num_classes is None, row.tag
+            assert row.metric == "linear" or row.top1 is None, row.tag
+            assert row.dataset is not None, row.tag
+
+
+def test_two_networks_in_one_file_have_a_prefix() -> None:
+    said = {row.tag: row.places[0].prefix for row in ROWS if row.places[0].prefix}
+    assert said["moco-v3-1000ep"] == "base_encoder."
+    assert said["dino-100ep"] == "teacher.backbone."
+    assert said["lightly-dino"] == said["mmpretrain-byol-200ep"] == "backbone."
+    assert "lightly-simclr" not in said
+
+
+def test_licences_are_the_stricter_ones() -> None:
+    expected = {
+        "swav-800ep": "CC-BY-NC-4.0",
+        "moco-v2-800ep": "CC-BY-NC-4.0",
+        "vicregl-alpha-09": "CC-BY-NC-4.0",
+        "vicreg": "MIT",
+        "barlowtwins-1000ep": "MIT",
+        "dino": "Apache-2.0",
+        "vissl-deepclusterv2-800ep-2x224-6x96": "CC-BY-NC-4.0",
+        "vissl-jigsaw-goyal19": "CC-BY-NC-4.0",
+        "vissl-simclr-1000ep": "MIT",
+        "stylized-imagenet": "unknown",
+        "torchgeo-fmow-rgb-gassl": "unknown",
+        "torchgeo-sentinel2-all-closp": "LicenseRef-OpenRAIL",
+    }
+    assert {tag: catalog.find("resnet50", tag).license for tag in expected} == expected
 
 
 # --- defaults ------------------------------------------------------------------------------------
@@ -179,7 +279,8 @@ def test_timm_sizes_and_means() -> None:
     assert (tv2.preprocessing.resize, tv2.preprocessing.crop) == (201, (176, 176))
     assert (tv2.top1, tv2.metric_size) == (79.434, 176)
     assert "At 224 px" in tv2.notes
-    ra4 = [row for row in ROWS if row.preprocessing.mean == (0.5, 0.5, 0.5)]
+    halves = (0.5, 0.5, 0.5)
+    ra4 = [row for row in ROWS if row.preprocessing and row.preprocessing.mean == halves]
     assert [row.variant for row in ra4] == ["resnet34", "resnet18d", "resnet50d"]
     assert {row.tag for row in ra4} == {"timm-ra4-e3600-r224-in1k"}
     a1 = catalog.find("resnet50", "resnet50.a1_in1k")

@@ -39,6 +39,7 @@ GOOD: dict[str, Any] = {
             "channel_order": "RGB",
         }
     },
+    "bands": {"two": {"names": ["VV", "VH"], "unit": "dB", "mean": [0, 0], "std": [1, 1]}},
     "rows": [
         {
             "variant": "resnet18",
@@ -69,12 +70,73 @@ def test_entries_are_filtered() -> None:
     assert [row.tag for row in catalog.entries("DLA34", source="dla")] == ["ucbdrive"]
     assert catalog.entries(license="any") == ROWS
     permissive = catalog.entries(license="permissive")
-    assert {row.license for row in permissive} == {"MIT", "Apache-2.0", "BSD-3-Clause"}
+    assert {row.license for row in permissive} == {
+        *("MIT", "Apache-2.0", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0", "LicenseRef-CC-BY"),
+        "ODC-By-1.0",
+    }
     assert {row.license for row in catalog.entries(license="cc-by-nc-4.0")} == {"CC-BY-NC-4.0"}
     assert {row.tag for row in catalog.entries(license="unknown")} == {
-        "timm-bamboo",
-        "mmpretrain-in21k-mill",
+        *("timm-bamboo", "mmpretrain-in21k-mill", "vissl-npid-lemniscate"),
+        *("stylized-imagenet", "stylized-imagenet-and-in1k", "stylized-imagenet-ft-in1k"),
+        *("torchgeo-fmow-rgb-gassl", "torchgeo-sentinel1-grd-closp"),
+        *("torchgeo-sentinel1-grd-geoclosp", "torchgeo-sentinel2-all-closp"),
+        "torchgeo-sentinel2-all-geoclosp",
     }
+    assert {row.tag for row in catalog.entries(license="openrail")} == {
+        row.tag for row in ROWS if "closp" in row.tag
+    }
+
+
+def test_entries_are_filtered_by_what_they_are_for() -> None:
+    assert [row.tag for row in catalog.entries("resnet50", task="medical")] == [
+        "torchxrayvision-all-512"
+    ]
+    twelve = catalog.entries(channels=12)
+    assert [row.tag for row in twelve] == ["torchgeo-sentinel2-all-seco-eco"]
+    assert [row.variant for row in catalog.entries(dataset="places365")] == ["resnet18", "resnet50"]
+    assert {row.variant[:3] for row in catalog.entries(family="dla")} == {"dla"}
+    free = catalog.entries(license="commercial")
+    assert {row.license_class for row in free} == {"permissive", "share-alike"}
+    for row in free:
+        catalog.check_license(row)
+    assert len(free) + sum(r.license_class in ("noncommercial", "unknown") for r in ROWS) == len(
+        ROWS
+    )
+
+
+def test_rows_are_sorted_by_accuracy() -> None:
+    rows = catalog.by_accuracy(catalog.entries("resnet50"))
+    known = [row.top1 for row in rows if row.top1 is not None]
+    assert known == sorted(known, reverse=True)
+    assert [row.top1 for row in rows[: len(known)]] == known
+    best = catalog.by_accuracy(catalog.entries(task="self-supervised", license="commercial"))
+    assert (best[0].metric, best[0].top1) == ("linear", max(r.top1 or 0 for r in best))
+
+
+@pytest.mark.parametrize(
+    ("filters", "text"),
+    [
+        ({"task": "detection"}, r"no task 'detection' in the catalog; allowed: supervised, "),
+        ({"channels": 5}, r"no channels 5 in the catalog; allowed: 1, 2, 3, 6, "),
+        ({"dataset": "cifar"}, r"no dataset 'cifar' in the catalog; allowed: .*imagenet-1k"),
+        ({"family": "vgg"}, r"no family 'vgg'; allowed: "),
+    ],
+)
+def test_what_nothing_is_for_names_what_there_is(filters: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        catalog.entries(**filters)
+
+
+def test_a_row_of_bands_says_how_many_channels_it_wants() -> None:
+    row = catalog.find("resnet50", "torchgeo-sentinel1-grd-moco")
+    assert row.about_channels(2) == ""
+    assert row.about_channels(3) == (
+        "torchgeo-sentinel1-grd-moco was trained on 2 channels (VV, VH), and this network takes 3: "
+        "in_channels=2 loads the stem as it is."
+    )
+    plain = json.loads(json.dumps(row.to_dict()))
+    assert (plain["channels"], plain["dataset"], plain["preprocessing"]) == (2, "ssl4eo-s12", None)
+    assert plain["bands"]["names"] == ["VV", "VH"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +200,9 @@ def test_no_default_names_what_there_is() -> None:
 def test_wrong_filters_name_what_is_allowed() -> None:
     with pytest.raises(ConfigError, match=r"no upstream 'keras'; allowed: torchvision, timm, "):
         catalog.entries(source="keras")
-    with pytest.raises(ConfigError, match=r"no licence 'GPL'; allowed: any, permissive, .*MIT"):
+    with pytest.raises(
+        ConfigError, match=r"no licence 'GPL'; allowed: any, commercial, permissive, .*MIT"
+    ):
         catalog.entries(license="GPL")
 
 
@@ -200,6 +264,10 @@ def test_a_row_is_read() -> None:
         ({"top1": 0.76e3, "metric_size": 224}, r"top1 is a percentage, got 760\.0"),
         ({"num_params": 0}, r"num_params must be a positive integer, got 0"),
         ({"requires": ["luck"]}, r"requires 'luck' is unknown; allowed: frozen-norm"),
+        ({"task": "sport"}, r"task 'sport' is unknown; allowed: medical, robust"),
+        ({"metric": "knn"}, r"metric 'knn' is unknown; allowed: classifier, linear"),
+        ({"bands": "radar"}, r"no bands 'radar'; the file defines two"),
+        ({"bands": "two"}, r"it needs preprocessing, or bands"),
         ({"assumed": ["tag"]}, r"assumed 'tag' is unknown; allowed: channel_order"),
     ],
 )
@@ -216,6 +284,24 @@ def test_a_wrong_file_is_an_error_that_names_it() -> None:
     content = copy.deepcopy(GOOD)
     del content["preprocessing"]["plain"]["std"]
     with pytest.raises(ConfigError, match=r"lacks \['std'\]"):
+        parse("timm.json", content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"names": []}, r"bands need names and a unit"),
+        ({"unit": ""}, r"bands need names and a unit"),
+        ({"mean": [0]}, r"bands VV, VH: mean has 1 numbers; give 2, one per band"),
+        ({"std": None}, r"bands VV, VH: mean and std go together"),
+        ({"std": [1, 0]}, r"must be positive"),
+        ({"wave": 1}, r"timm\.json, bands two: unknown fields \['wave'\]"),
+    ],
+)
+def test_wrong_bands_are_an_error_that_names_them(fields: dict[str, Any], text: str) -> None:
+    content = copy.deepcopy(GOOD)
+    content["bands"]["two"].update(fields)
+    with pytest.raises(ConfigError, match=text):
         parse("timm.json", content)
 
 

@@ -224,6 +224,9 @@ def adopt(backbone: Backbone, read: Read, *, check: bool = False) -> LoadReport:
     """Give a backbone what was read for it: tensors, preprocessing, and the report of it."""
     placed = assign(backbone, read.native.state)
     report = read.report()
+    entry = read.located.entry
+    if entry is not None and (hint := entry.about_channels(backbone.in_channels)):
+        report = replace(report, notes=(*report.notes, hint))
     if said := unsound(placed):  # as they are now: a cast may end in infinity
         logger.warning("%s: %s", read.located.path, " ".join(said))
         report = replace(report, notes=(*report.notes, *said))
@@ -266,6 +269,7 @@ def read_for(
         statement = statement_of(checkpoint)
     check_words(backbone, located, statement)
     told = layout
+    prefix = prefix if prefix is not None else located.prefix or None
     if layout == "auto":
         layout = located.layout or _said_layout(backbone, checkpoint, statement)
     try:
@@ -311,7 +315,7 @@ def _is_bgr(match: Match, located: Located) -> bool:
     """Return whether the file's stem takes blue first: the row knows best, of its own files."""
     entry = located.entry
     if entry is not None and match.layout.name in {place.layout for place in entry.places}:
-        return entry.preprocessing.channel_order == "BGR"
+        return entry.preprocessing is not None and entry.preprocessing.channel_order == "BGR"
     return match.layout.bgr
 
 

@@ -47,6 +47,7 @@ class Located:
         sha256: Its hash.
         entry: Its row of the catalog; None for a file that is not of it.
         layout: The layout that must be told, "" where the file's names say enough.
+        prefix: Where in the file its row says that the network is, "" for nothing said.
         rows: Of the catalog that have its address as a place, for one that was asked for by that.
     """
 
@@ -55,6 +56,7 @@ class Located:
     sha256: str
     entry: WeightEntry | None = None
     layout: str = ""
+    prefix: str = ""
     rows: tuple[WeightEntry, ...] = ()
 
 
@@ -107,6 +109,7 @@ def locate(
         sha256=found.sha256,
         entry=entry,
         layout=_told(entry, found),
+        prefix=found.place.prefix if isinstance(found.place, Place) else "",
     )
 
 

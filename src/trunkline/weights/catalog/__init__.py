@@ -6,8 +6,11 @@ The files are data and are read when first asked. ``entry.py`` says what a row m
 
 from trunkline.weights.catalog.entry import (
     LICENSES,
+    METRICS,
     REQUIREMENTS,
     SOURCES,
+    TASKS,
+    Bands,
     HubFile,
     License,
     Place,
@@ -15,6 +18,7 @@ from trunkline.weights.catalog.entry import (
 )
 from trunkline.weights.catalog.lookup import (
     Default,
+    by_accuracy,
     check_license,
     default,
     default_tag,
@@ -24,13 +28,17 @@ from trunkline.weights.catalog.lookup import (
 
 __all__ = [
     "LICENSES",
+    "METRICS",
     "REQUIREMENTS",
     "SOURCES",
+    "TASKS",
+    "Bands",
     "Default",
     "HubFile",
     "License",
     "Place",
     "WeightEntry",
+    "by_accuracy",
     "check_license",
     "default",
     "default_tag",

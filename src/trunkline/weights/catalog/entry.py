@@ -14,6 +14,7 @@ from trunkline.errors import ConfigError
 from trunkline.preprocessing import Preprocessing, is_positive_int
 
 LicenseClass = Literal["permissive", "share-alike", "noncommercial", "unknown"]
+Task = Literal["supervised", "semi-supervised", "self-supervised", "satellite", "medical", "robust"]
 
 
 class License(NamedTuple):
@@ -27,18 +28,40 @@ LICENSES: dict[str, License] = {
     "Apache-2.0": License("Apache License 2.0", "permissive"),
     "BSD-3-Clause": License("BSD 3-Clause License", "permissive"),
     "MIT": License("MIT License", "permissive"),
+    "CC0-1.0": License("Creative Commons Zero 1.0", "permissive"),
+    "CC-BY-4.0": License("Creative Commons Attribution 4.0", "permissive"),
+    "LicenseRef-CC-BY": License("Creative Commons Attribution, version not said", "permissive"),
+    "ODC-By-1.0": License("Open Data Commons Attribution 1.0", "permissive"),
     "CC-BY-SA-3.0": License("Creative Commons Attribution-ShareAlike 3.0", "share-alike"),
     "CC-BY-NC-4.0": License("Creative Commons Attribution-NonCommercial 4.0", "noncommercial"),
     "LicenseRef-SEER": License("SEER License Agreement of Meta", "noncommercial"),
+    "LicenseRef-OpenRAIL": License("OpenRAIL, which restricts uses; no version named", "unknown"),
     "unknown": License("no licence named by the upstream", "unknown"),
 }
 """By SPDX identifier; ``LicenseRef-`` is SPDX's own prefix for what it does not list."""
 
 SOURCES = (
     *("torchvision", "timm", "transformers", "dla", "pycls", "rtdetr", "detectron2"),
-    *("mmpretrain", "vissl"),
+    *("mmpretrain", "vissl", "fair", "lightly", "pass", "torchgeo", "torchxrayvision"),
+    *("places365", "texture-vs-shape", "robust"),
 )
 """The upstreams, in the order in which their rows are listed."""
+
+TASKS: dict[str, str] = {
+    "supervised": "classes of photographs",
+    "semi-supervised": "few labels, or weak ones, and many pictures",
+    "self-supervised": "photographs without labels",
+    "satellite": "satellite pictures, most of them of other bands than colours",
+    "medical": "medical pictures",
+    "robust": "photographs, perturbed by an adversary",
+}
+"""What a checkpoint was trained for: the words of ``task``."""
+
+METRICS = {
+    "classifier": "the classifier that the checkpoint was trained with",
+    "linear": "a linear classifier on frozen features, which the file may lack",
+}
+"""Whose accuracy ``top1`` and ``top5`` are."""
 
 REQUIREMENTS = {
     "stride-in-1x1": "a network with the stride in the first 1×1 of each bottleneck (…-caffe)",
@@ -68,6 +91,61 @@ class HubFile(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bands:
+    """Channels that are no 8-bit RGB: what they are, in order, and how upstream scaled them.
+
+    A ``Preprocessing`` speaks of 8-bit RGB. These numbers are for whoever reads the pictures.
+
+    Attributes:
+        names: One per channel, in the order of the stem's.
+        unit: What a value is before ``mean`` and ``std``.
+        mean: Subtracted, one number per channel; None where upstream publishes none.
+        std: Divided by, as ``mean``.
+        resize: N makes a picture N×N first; None leaves its size alone.
+        crop: Side of the centre crop after that; None keeps everything.
+        note: What else is done.
+
+    Raises:
+        ConfigError: A field is outside what is said above.
+    """
+
+    names: tuple[str, ...]
+    unit: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+    crop: int | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        channels = len(self.names)
+        if not channels or not self.unit:
+            raise ConfigError("bands need names and a unit.")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError(f"bands {', '.join(self.names)}: mean and std go together.")
+        for field in ("mean", "std"):
+            values = getattr(self, field)
+            if values is not None and len(values) != channels:
+                raise ConfigError(
+                    f"bands {', '.join(self.names)}: {field} has {len(values)} numbers; "
+                    f"give {channels}, one per band."
+                )
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError(f"bands {', '.join(self.names)}: std={self.std} must be positive.")
+
+    def describe(self) -> str:
+        """Return one line for people: what happens to a picture, in order."""
+        steps = [f"{len(self.names)} bands ({', '.join(self.names)})", self.unit]
+        if self.resize is not None:
+            steps.append(f"resized to {self.resize}x{self.resize}")
+        if self.crop is not None:
+            steps.append(f"centre crop {self.crop}x{self.crop}")
+        if self.mean is None:
+            steps.append("no mean and std published")
+        return "; ".join([*steps, self.note] if self.note else steps)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """One place that a checkpoint is had from.
 
@@ -80,6 +158,8 @@ class Place:
         file_name: What the upstream calls the file.
         sha256: Of the whole file, where it is known.
         sha256_prefix: Its beginning, where the upstream puts that into the file's name.
+        prefix: Where in the file the network is, as ``load_weights`` takes it, where the file
+            holds more than one; "" for what is found by itself.
 
     Raises:
         ConfigError: A field is outside what is said above.
@@ -90,6 +170,7 @@ class Place:
     file_name: str = ""
     sha256: str | None = None
     sha256_prefix: str | None = None
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not (self.hub or _WEB.fullmatch(self.url)):
@@ -128,12 +209,16 @@ class WeightEntry:
         places: Where it is had, in the order to try.
         license: One of ``LICENSES``.
         layout: The names in the file of the first place.
-        preprocessing: What the network expects of its pictures.
+        preprocessing: What the network expects of its pictures; None where they are no 8-bit RGB.
+        bands: What its channels are, where they are no 8-bit RGB; None otherwise.
+        task: What it was trained for, one of ``TASKS``.
+        trained_on: The data set that it was trained on, where that is not ``classes_dataset``.
         num_classes: Outputs of the classifier in the file; None where it has none, or where that
             is not recorded.
         classes_dataset: What the classes are those of, such as ``"imagenet-1k"``; None without.
         top1: Accuracy in percent on the validation set, as published.
         top5: As ``top1``.
+        metric: Whose accuracy that is, one of ``METRICS``.
         metric_size: Pixels of the square input at which ``top1`` and ``top5`` were measured.
         num_params: Learned values of what was published, its classifier and its dead layers too.
         size_bytes: Of the first place's file. Upstreams publish it rounded: good for a progress
@@ -154,11 +239,15 @@ class WeightEntry:
     places: tuple[Place, ...]
     license: str
     layout: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None = None
+    bands: Bands | None = None
+    task: Task = "supervised"
+    trained_on: str | None = None
     num_classes: int | None = None
     classes_dataset: str | None = None
     top1: float | None = None
     top5: float | None = None
+    metric: str = "classifier"
     metric_size: int | None = None
     num_params: int | None = None
     size_bytes: int | None = None
@@ -171,12 +260,16 @@ class WeightEntry:
         known = {field.name for field in dataclasses.fields(Preprocessing)}
         self._check_choice("source", {self.source}, SOURCES)
         self._check_choice("license", {self.license}, LICENSES)
+        self._check_choice("task", {self.task}, TASKS)
+        self._check_choice("metric", {self.metric}, METRICS)
         self._check_choice("requires", set(self.requires), REQUIREMENTS)
         self._check_choice("assumed", set(self.assumed), known)
         if not _TAG.fullmatch(self.tag) or self.tag == "default":
             raise self._error("a tag is lower case with single hyphens, and not 'default'")
         if not self.places or self.places[0].layout != self.layout:
             raise self._error("it needs a place, and the first one has the layout of the row")
+        if (self.preprocessing is None) == (self.bands is None):
+            raise self._error("it needs preprocessing, or bands where pictures are no 8-bit RGB")
         if (self.num_classes is None) != (self.classes_dataset is None):
             raise self._error("num_classes and classes_dataset go together")
         if (self.top1 is None) != (self.metric_size is None):
@@ -199,6 +292,16 @@ class WeightEntry:
 
     def _error(self, problem: str) -> ConfigError:
         return ConfigError(f"catalog row {self.variant} {self.tag!r}: {problem}.")
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the file's stem."""
+        return 3 if self.bands is None else len(self.bands.names)
+
+    @property
+    def dataset(self) -> str | None:
+        """What it was trained on, where that is recorded."""
+        return self.trained_on or self.classes_dataset
 
     @property
     def license_class(self) -> LicenseClass:
@@ -230,9 +333,21 @@ class WeightEntry:
             names.add(f"timm/{self.upstream_name}")
         return frozenset(spelled(name) for name in names if name)
 
+    def about_channels(self, channels: int) -> str:
+        """Return a sentence for a network that takes another number of channels, else ``""``."""
+        if channels == self.channels:
+            return ""
+        names = "" if self.bands is None else f" ({', '.join(self.bands.names)})"
+        return (
+            f"{self.tag} was trained on {self.channels} channels{names}, and this network takes "
+            f"{channels}: in_channels={self.channels} loads the stem as it is."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, and the class of the licence, as plain values that JSON can hold."""
         plain = dataclasses.asdict(self)
         plain["license_class"] = self.license_class
-        plain["preprocessing"] = self.preprocessing.to_dict()
+        plain["channels"] = self.channels
+        plain["dataset"] = self.dataset
+        plain["preprocessing"] = self.preprocessing.to_dict() if self.preprocessing else None
         return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}

@@ -21,15 +21,25 @@ from trunkline.errors import (
     WeightsNotFoundError,
 )
 from trunkline.preprocessing import Preprocessing
-from trunkline.weights.catalog.entry import LICENSES, SOURCES, Place, WeightEntry, spelled
+from trunkline.weights.catalog.entry import (
+    LICENSES,
+    SOURCES,
+    TASKS,
+    Bands,
+    Place,
+    WeightEntry,
+    spelled,
+)
 
 DEFAULT = "default"
 _WEIGHTS = "_Weights"  # how torchvision's enums end
 _BEST = ("IMAGENET1K_V2", "IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_V1")  # its DEFAULT, where it has it
 _CLASSES = tuple(dict.fromkeys(one.kind for one in LICENSES.values()))
+_FREE = ("permissive", "share-alike")  # need no agreement
 _FILE_FIELDS = ("source", "about", "preprocessing", "facts_source", "rows")
 # The reader fills these in: the first from the file's head, the second from the row.
 _ROW_FIELDS = {field.name for field in dataclasses.fields(WeightEntry)} - {"source"}
+_BAND_FIELDS = {field.name for field in dataclasses.fields(Bands)}
 _PLACE_FIELDS = {field.name for field in dataclasses.fields(Place)}
 
 
@@ -45,6 +55,10 @@ def entries(
     *,
     source: str | None = None,
     license: str | None = None,  # noqa: A002 - what users call it; Python's own is a banner
+    task: str | None = None,
+    channels: int | None = None,
+    dataset: str | None = None,
+    family: str | None = None,
 ) -> list[WeightEntry]:
     """Return rows of the catalog, by variant in the zoo's order, then by upstream.
 
@@ -52,11 +66,16 @@ def entries(
         variant: Only this backbone's, by any of its names; None for all.
         source: Only this upstream's, one of ``SOURCES``; None for all.
         license: A class ("permissive", "share-alike", "noncommercial", "unknown"), an SPDX
-            identifier such as "MIT", or "any" or None for all.
+            identifier such as "MIT", "commercial" for what needs no agreement, or "any" or None
+            for all.
+        task: Only what was trained for this, one of ``TASKS``.
+        channels: Only what takes this number of input channels.
+        dataset: Only what was trained on this, such as "imagenet-1k".
+        family: Only of "resnet", "dla" or "regnet".
 
     Raises:
         UnknownVariantError: No such backbone.
-        ConfigError: No such upstream or licence.
+        ConfigError: No such upstream, licence, task, number of channels, data set or family.
 
     Example:
         >>> from trunkline.weights import catalog
@@ -67,7 +86,30 @@ def entries(
         raise ConfigError(f"no upstream {source!r}; allowed: {', '.join(SOURCES)}.")
     licenses = _licenses(license)
     rows = _all() if variant is None else _rows()[zoo.canonical_name(variant)]
-    return [row for row in rows if source in (None, row.source) and row.license in licenses]
+    rows = tuple(r for r in rows if source in (None, r.source) and r.license in licenses)
+    for field, wanted, allowed in (
+        ("task", task, TASKS),
+        ("channels", channels, sorted({row.channels for row in _all()})),
+        ("dataset", dataset, sorted({row.dataset for row in _all() if row.dataset})),
+    ):
+        if wanted is not None:
+            if wanted not in allowed:
+                said = ", ".join(map(str, allowed))
+                raise ConfigError(f"no {field} {wanted!r} in the catalog; allowed: {said}.")
+            rows = tuple(row for row in rows if getattr(row, field) == wanted)
+    if family is not None:
+        names = set(zoo.list_backbones(family))
+        rows = tuple(row for row in rows if row.variant in names)
+    return list(rows)
+
+
+def by_accuracy(rows: Sequence[WeightEntry]) -> list[WeightEntry]:
+    """Return rows with the best ``top1`` first; those without one follow in their own order.
+
+    Accuracies of a classifier and of a linear one on frozen features are not of the same kind:
+    filter by ``task`` before you compare.
+    """
+    return sorted(rows, key=lambda row: -(row.top1 or 0.0))
 
 
 def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
@@ -204,7 +246,7 @@ def check_license(entry: WeightEntry, *, allow_noncommercial: bool = False) -> N
     Raises:
         LicenseError: It has to be agreed to; the licence is named.
     """
-    if allow_noncommercial or entry.license_class in ("permissive", "share-alike"):
+    if allow_noncommercial or entry.license_class in _FREE:
         return
     title = LICENSES[entry.license].title
     what = f"{entry.variant} {entry.tag} comes with a licence for non-commercial use only"
@@ -221,9 +263,15 @@ def _licenses(wanted: str | None) -> set[str]:
     if wanted is None or wanted.lower() == "any":
         return set(LICENSES)
     low = wanted.lower()
-    found = {spdx for spdx, one in LICENSES.items() if low in (spdx.lower(), one.kind)}
+    if low == "commercial":
+        return {spdx for spdx, one in LICENSES.items() if one.kind in _FREE}
+    found = {
+        spdx
+        for spdx, one in LICENSES.items()
+        if low in (spdx.lower(), spdx.lower().removeprefix("licenseref-"), one.kind)
+    }
     if not found:
-        allowed = dict.fromkeys(("any", *_CLASSES, *LICENSES))
+        allowed = dict.fromkeys(("any", "commercial", *_CLASSES, *LICENSES))
         raise ConfigError(f"no licence {wanted!r}; allowed: {', '.join(allowed)}.")
     return found
 
@@ -291,25 +339,38 @@ def parse(name: str, content: Mapping[str, Any]) -> list[WeightEntry]:
     Raises:
         ConfigError: A field is missing, unknown, or has a value that is not allowed.
     """
-    _check_fields(name, content, set(_FILE_FIELDS), set(_FILE_FIELDS))
+    _check_fields(name, content, {*_FILE_FIELDS, "bands"}, set(_FILE_FIELDS))
     known = {key: Preprocessing.from_dict(one) for key, one in content["preprocessing"].items()}
+    bands = {key: _bands(f"{name}, bands {key}", b) for key, b in content.get("bands", {}).items()}
     rows = []
     for fields in content["rows"]:
         where = f"{name}, row {fields.get('variant')} {fields.get('tag')!r}"
         required = {"variant", "tag", "upstream_name", "places", "license", "layout"}
-        _check_fields(where, fields, _ROW_FIELDS, required | {"preprocessing"})
-        if fields["preprocessing"] not in known:
-            raise ConfigError(
-                f"{where}: no preprocessing {fields['preprocessing']!r}; the file defines "
-                f"{', '.join(sorted(known))}."
-            )
+        kind = "bands" if "bands" in fields else "preprocessing"
+        _check_fields(where, fields, _ROW_FIELDS, required | {kind})
         values: dict[str, Any] = {"facts_source": content["facts_source"], **fields}
         for key in ("requires", "assumed"):
             values[key] = tuple(fields.get(key, ()))
         values["places"] = tuple(_place(where, fields["layout"], p) for p in fields["places"])
-        values["preprocessing"] = known[fields["preprocessing"]]
+        for key, defined in (("preprocessing", known), ("bands", bands)):
+            if key in fields:
+                values[key] = _defined(where, key, fields[key], defined)
         rows.append(WeightEntry(source=content["source"], **values))
     return rows
+
+
+def _defined(where: str, kind: str, key: str, defined: Mapping[str, Any]) -> Any:
+    if key not in defined:
+        raise ConfigError(
+            f"{where}: no {kind} {key!r}; the file defines {', '.join(sorted(defined))}."
+        )
+    return defined[key]
+
+
+def _bands(where: str, fields: Mapping[str, Any]) -> Bands:
+    _check_fields(where, fields, _BAND_FIELDS, {"names", "unit"})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Bands(**values)
 
 
 def _place(where: str, layout: str, fields: Mapping[str, Any]) -> Place:
