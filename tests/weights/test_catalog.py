@@ -14,6 +14,7 @@ import trunkline
 from trunkline import zoo
 from trunkline.backbones import dla, regnet, resnet
 from trunkline.errors import WeightsNotFoundError
+from trunkline.preprocessing import Preprocessing
 from trunkline.weights import catalog
 from trunkline.weights.layouts import LAYOUTS
 
@@ -260,23 +261,28 @@ def test_defaults_by_family() -> None:
 # --- facts copied by hand ------------------------------------------------------------------------
 
 
+def prepared(row: catalog.WeightEntry) -> Preprocessing:
+    assert row.preprocessing is not None
+    return row.preprocessing
+
+
 def test_torchvision_v1_and_v2() -> None:
     v1, v2 = (catalog.find("resnet50", f"IMAGENET1K_V{n}") for n in (1, 2))
     assert (v1.sha256_prefix, v2.sha256_prefix) == ("0676ba61", "11ad3fa6")
     sizes = [round((row.size_bytes or 0) / 2**20, 3) for row in (v1, v2)]
     assert sizes == [97.781, 97.79]
-    assert (v1.preprocessing.resize, v2.preprocessing.resize) == (256, 232)
+    assert (prepared(v1).resize, prepared(v2).resize) == (256, 232)
     assert (v1.top1, v2.top1, v1.num_params) == (76.13, 80.858, 25_557_032)
     wide = catalog.find("wide-resnet50-2", "torchvision-in1k-v1")
     assert "float16" in wide.notes
     swag = catalog.find("regnet-y-160", "IMAGENET1K_SWAG_E2E_V1")
     assert (swag.tag, swag.license) == ("torchvision-in1k-swag-e2e-v1", "CC-BY-NC-4.0")
-    assert (swag.preprocessing.resize, swag.preprocessing.crop) == (384, (384, 384))
+    assert (prepared(swag).resize, prepared(swag).crop) == (384, (384, 384))
 
 
 def test_timm_sizes_and_means() -> None:
     tv2 = catalog.find("resnet50", "tv2_in1k")
-    assert (tv2.preprocessing.resize, tv2.preprocessing.crop) == (201, (176, 176))
+    assert (prepared(tv2).resize, prepared(tv2).crop) == (201, (176, 176))
     assert (tv2.top1, tv2.metric_size) == (79.434, 176)
     assert "At 224 px" in tv2.notes
     halves = (0.5, 0.5, 0.5)
@@ -284,20 +290,20 @@ def test_timm_sizes_and_means() -> None:
     assert [row.variant for row in ra4] == ["resnet34", "resnet18d", "resnet50d"]
     assert {row.tag for row in ra4} == {"timm-ra4-e3600-r224-in1k"}
     a1 = catalog.find("resnet50", "resnet50.a1_in1k")
-    assert (a1.preprocessing.resize, a1.preprocessing.interpolation) == (235, "bicubic")
+    assert (prepared(a1).resize, prepared(a1).interpolation) == (235, "bicubic")
     assert catalog.find("regnet-y-120", "timm-sw-in12k").num_classes == 11_821
 
 
 def test_channel_orders_and_scales() -> None:
-    mm = catalog.find("regnet-x-004", "mmpretrain-in1k").preprocessing
+    mm = prepared(catalog.find("regnet-x-004", "mmpretrain-in1k"))
     assert (mm.channel_order, mm.value_range) == ("BGR", "0..255")
     assert (mm.mean, mm.std) == ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
-    msra = catalog.find("resnet50-caffe", "MSRA/R-50").preprocessing
+    msra = prepared(catalog.find("resnet50-caffe", "MSRA/R-50"))
     assert (msra.channel_order, msra.value_range) == ("BGR", "0..255")
     assert (msra.mean, msra.std) == ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
-    fair = catalog.find("resnext101-32x8d", "detectron2-fair").preprocessing
+    fair = prepared(catalog.find("resnext101-32x8d", "detectron2-fair"))
     assert fair.std == (57.375, 57.12, 58.395)
-    pycls = catalog.find("regnet-y-040", "pycls").preprocessing
+    pycls = prepared(catalog.find("regnet-y-040", "pycls"))
     assert (pycls.channel_order, pycls.mean) == ("BGR", (0.406, 0.456, 0.485))
 
 
@@ -313,7 +319,7 @@ def test_transformers_files_and_the_warp_of_seer() -> None:
         "regnet-x-002": "pytorch_model.bin",
     }
     seer = catalog.find("regnet-y-320", "facebook-seer")
-    assert (seer.preprocessing.resize, seer.preprocessing.crop) == ((384, 384), None)
+    assert (prepared(seer).resize, prepared(seer).crop) == ((384, 384), None)
     assert (seer.license_class, seer.num_classes) == ("noncommercial", None)
 
 

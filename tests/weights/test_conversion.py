@@ -207,6 +207,7 @@ def test_metadata_says_what_it_is_and_where_it_came_from(
     }
     assert (preprocessing["channel_order"], architecture["depth"]) == ("RGB", 13)
     backbone = create_backbone("regnet-x-002", weights=path)
+    assert row.preprocessing is not None
     assert backbone.preprocessing == row.preprocessing.in_rgb()
     assert backbone.load_report is not None
     assert (backbone.load_report.tag, backbone.load_report.license) == (None, None)

@@ -73,6 +73,7 @@ def test_preprocessing_of_a_bgr_row_is_turned_with_its_stem(
     tmp_path: Path, file_host: FileHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = catalog.find("regnet-x-002", "pycls")
+    assert row.preprocessing is not None
     assert row.preprocessing.channel_order == "BGR"
     tensors = upstream_tensors("pycls", "regnet-x-002")
     path = tmp_path / "RegNetX-200MF.pyth"
