@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from trunkline import create_backbone
+from trunkline import create_backbone, create_classifier
 from trunkline.benchmarking import bench as module
 from trunkline.benchmarking import peak
 from trunkline.benchmarking.bench import BenchConfig, bench, seeded_backbone, torch_threads
@@ -151,3 +151,12 @@ def test_nothing_to_measure_is_refused() -> None:
         bench(["resnet19"], BenchConfig(threads=1))
     with pytest.raises(ConfigError, match=r"nothing to time; give a runtime or a peer"):
         bench(["resnet18"], BenchConfig(shapes=(SHAPE,), runtimes=(), threads=1))
+
+
+@pytest.mark.usefixtures("quick_peak")
+def test_a_classifier_is_measured_with_its_head() -> None:
+    classifier = create_classifier("resnet18", labels=["cat", "dog"]).eval()
+    config = BenchConfig(shapes=((1, 32, 32),), runtimes=("eager", "torch"), rounds=2, threads=1)
+    eager, deployed = bench([classifier], config).rows
+    assert [level.level for level in deployed.fidelity] == ["logits"]
+    assert eager.backbone == "resnet18"

@@ -96,7 +96,10 @@ FLAGS = {
     "extract verify": ["--count", "--help", "--json", "--seed", "--trust", "out"],
     "extract stats": ["--help", "--json", "out"],
     "extract merge": ["--help", "stores"],
-    "weights list": ["--help", "--json", "--license", "--source", "variant"],
+    "weights list": [
+        *("--channels", "--commercial", "--dataset", "--family", "--help", "--json", "--license"),
+        *("--sort", "--source", "--task", "variant"),
+    ],
     "weights show": ["--help", "--json", "tag", "variant"],
     "weights pull": ["--all", "--allow-noncommercial", "--help", "--tag", "--to", "names"],
     "weights verify": ["--help", "--json"],

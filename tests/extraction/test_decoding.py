@@ -118,7 +118,7 @@ def test_images_of_sizes_of_their_own(decoding: Decoding) -> None:
 def test_plain_values_and_back(decoding: Decoding) -> None:
     fields = decoding.to_dict()
     assert Decoding.from_dict(decoding.source, fields) == decoding
-    assert set(fields) == {"preprocessing", "decode", "max_pixels", "max_bytes"}
+    assert set(fields) == {"preprocessing", "decode", "max_pixels", "max_bytes", "alpha"}
 
 
 def test_processes_that_all_died_at_a_moment_without_work_are_replaced(decoding: Decoding) -> None:

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 import trunkline
 from trunkline import Classifier, classify, create_backbone, create_classifier, load_classifier
-from trunkline.benchmarking.bench import BenchConfig
 from trunkline.cli.root import app
 from trunkline.errors import CheckpointError, ConfigError, WeightsMismatchError
 
@@ -214,12 +213,6 @@ def test_files_have_logits_and_labels(tmp_path: Path, own: Classifier) -> None:
     assert json.loads(said["trunkline.labels"]) == list(LABELS)
     assert [one.name for one in model.graph.output] == ["logits"]
     assert len(model.graph.output[0].type.tensor_type.shape.dim) == 2
-
-
-def test_bench_takes_one(own: Classifier) -> None:
-    config = BenchConfig(shapes=((1, 32, 32),), runtimes=("torch",), rounds=2)
-    report = trunkline.bench([own], config)
-    assert report.rows
 
 
 # Photos.

@@ -100,7 +100,9 @@ def test_the_right_network_takes_the_names_as_they_are(tmp_path: Path) -> None:
     assert any(note.startswith("Read as Caffe's style (all means of its") for note in report.notes)
     # As the same network of detectron2's, whose row says it.
     assert backbone.preprocessing == MSRA
-    assert find("resnet50-caffe", "detectron2-msra").preprocessing.in_rgb() == MSRA
+    known = find("resnet50-caffe", "detectron2-msra").preprocessing
+    assert known is not None
+    assert known.in_rgb() == MSRA
 
 
 def test_a_conversion_is_told_which_network_it_is(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from trunkline.errors import TrunklineError
 from trunkline.weights.checkpoint import Checkpoint, read_checkpoint
 
-MUTANTS = 600  # of each format
+MUTANTS = 400  # of each format
 SLOWEST_SECONDS = 5.0
 MEMORY_BYTES = 256 << 20  # more than what is there before the first file is read
 

@@ -166,17 +166,16 @@ def state() -> dict[str, torch.Tensor]:
     return dict(create_backbone("resnet18", return_idx=(0,)).state_dict())
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("name", OBJECTS)
-def test_an_object_beside_the_weights_is_no_matter(
-    tmp_path: Path, state: dict[str, torch.Tensor], name: str, new: bool, protocol: int
+def check_beside(
+    path: Path, state: dict[str, torch.Tensor], it: Any, *, new: bool, protocol: int
 ) -> None:
-    path = tmp_path / "last.ckpt"
-    beside = {"hyper_parameters": {"it": OBJECTS[name], "in a list": [(OBJECTS[name],)]}}
     small = {key: tensor for key, tensor in state.items() if tensor.numel() < 100}
     torch.save(
-        {**beside, "state_dict": small, "it": OBJECTS[name]},
+        {
+            "hyper_parameters": {"it": it, "in a list": [(it,)]},
+            "state_dict": small,
+            "it": it,
+        },
         path,
         _use_new_zipfile_serialization=new,
         pickle_protocol=protocol,
@@ -184,6 +183,21 @@ def test_an_object_beside_the_weights_is_no_matter(
     tensors = read_checkpoint(path).tensors
     for key, tensor in small.items():
         assert torch.equal(tensors[f"state_dict.{key}"], tensor)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_an_object_beside_the_weights_is_no_matter(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str
+) -> None:
+    check_beside(tmp_path / "last.ckpt", state, OBJECTS[name], new=True, protocol=2)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_all_objects_at_once_however_they_were_written(
+    tmp_path: Path, state: dict[str, torch.Tensor], new: bool, protocol: int
+) -> None:
+    check_beside(tmp_path / "last.ckpt", state, OBJECTS, new=new, protocol=protocol)
 
 
 def test_nothing_of_a_class_is_made(
