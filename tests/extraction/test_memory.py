@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from alone import passes_alone
 from image_sources import write_photos
 from numpy.typing import NDArray
 
@@ -191,6 +192,13 @@ def test_free_memory_is_what_the_control_groups_leave(
         assert found == left
 
 
+@linux
+def test_what_is_not_there_is_refused_in_a_process_that_has_freed_nothing() -> None:
+    # One that has freed much is not refused what it gave back.
+    passes_alone(__file__, "test_in_the_block_what_is_not_there_is_refused", "alone")
+
+
+@pytest.mark.alone
 @linux
 def test_in_the_block_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
