@@ -79,7 +79,7 @@ def test_without_the_plugin_the_install_line_is_given(heic: Path) -> None:
         (b"\0\0\0\x18ftypmp42", "is a video"),
         (b"\x93NUMPY\1\0", "is a NumPy array"),
         (b"version https://git-lfs.github.com", "is a Git LFS pointer"),
-        (b"II*\0", "is a TIFF of a kind that Pillow does not read: more bands than four"),
+        (b"II*\0", "is a TIFF of a kind that Pillow does not read, and no photo: choose its bands"),
         (b"nothing", "is no photo, or only the beginning of one"),
     ],
 )
@@ -96,7 +96,8 @@ def test_bands_of_a_satellite_are_not_called_damaged(tmp_path: Path) -> None:
     bands = np.random.default_rng(0).random((13, 16, 16)).astype(np.float32)
     tifffile.imwrite(path, bands, photometric="minisblack", planarconfig="separate")
     with pytest.raises(
-        ImageError, match=r"scene\.tif is a TIFF of a kind that Pillow does not read"
+        ImageError,
+        match=r"scene\.tif is a TIFF of 13 bands, float32, 16x16, and no photo: choose its bands",
     ):
         decode_image(path)
 

@@ -59,6 +59,7 @@ _KINDS = (  # (where, bytes, what a file is that Pillow, as it is asked here, do
 )
 _TIFF_TILE = 322, 323
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
@@ -129,10 +130,14 @@ def _not_opened(file: BinaryIO, name: str, formats: Sequence[str]) -> str:
             'pip install "trunkline[images]"'
         )
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        from trunkline.rasters import described_tiff  # which reads what Pillow does not
+
+        held = described_tiff(file)
+        what = f"a TIFF of {held}" if held else "a TIFF of a kind that Pillow does not read"
         return (
-            f"{name} is a TIFF of a kind that Pillow does not read: more bands than four, or of "
-            "other numbers than it knows; write the three bands to be seen with 8 bits, such as by "
-            "gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale."
+            f"{name} is {what}, and no photo: choose its bands and say which number is white, "
+            "--bands 4,3,2 --white 10000, in Python bands=(4, 3, 2), white=10000 of extract, or "
+            "decode_bands(source, Bands(bands=(4, 3, 2), white=10000))."
         )
     for start, mark, what in _KINDS:
         if head[start : start + len(mark)].lower() == mark.lower():
@@ -160,6 +165,17 @@ def without_texts(file: BinaryIO) -> BinaryIO:
         else:
             kept += [head, file.read(size)]
     return io.BytesIO(b"".join(kept))
+
+
+def with_end(file: BinaryIO) -> BinaryIO | None:
+    """Return a JPEG with the mark of its end behind it: libjpeg then fills what is missing.
+
+    Returns:
+        None where it is no JPEG.
+    """
+    file.seek(0)
+    content = file.read()
+    return io.BytesIO(content + _JPEG_END) if content.startswith(_JPEG) else None
 
 
 def check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ from trunkline.photos import (
     whole,
 )
 from trunkline.preprocessing import IMAGENET, Preprocessing, reduction
+from trunkline.rasters import Bands, Raster, decode_bands, picture_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,13 @@ __all__ = [
     "IMAGENET",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "Bands",
     "Decode",
     "ImageSource",
     "Photo",
     "Preprocessing",
+    "Raster",
+    "decode_bands",
     "decode_image",
     "decode_photo",
     "image_suffixes",
@@ -65,31 +69,35 @@ __all__ = [
 ]
 
 
-def preprocess(image: Image.Image | Photo, preprocessing: Preprocessing = IMAGENET) -> torch.Tensor:
+def preprocess(
+    image: Image.Image | Photo | Raster, preprocessing: Preprocessing = IMAGENET
+) -> torch.Tensor:
     """Turn a picture into the tensor that a network takes.
 
     Args:
-        image: from ``decode_photo`` or ``decode_image``; any other Pillow image is made upright
-            RGB first.
+        image: from ``decode_photo``, ``decode_image`` or ``decode_bands``; any other Pillow image
+            is made upright RGB first.
         preprocessing: sizes, interpolation and numbers; see the module's docstring.
 
     Returns:
-        Tensor (3, H, W), float32, contiguous, channels in ``preprocessing.channel_order``.
+        Tensor (3, H, W), float32, contiguous, channels in ``preprocessing.channel_order``;
+        (C, H, W) of a raster of C channels.
 
     Raises:
         ImageError: a Pillow image that cannot be decoded, or one so thin that its resized form
             would exceed ``MAX_PIXELS``, or that padding would add more than that.
-        ConfigError: a photo that was decoded at reduced scale for a smaller size than this one.
+        ConfigError: a photo that was decoded at reduced scale for a smaller size than this one; a
+            preprocessing for another number of channels.
     """
     import torch
 
-    picture = np.array(_resized(image, preprocessing, "preprocess"))  # (H, W, 3) uint8
+    picture = _pixels(image, preprocessing, "preprocess")
     return torch.from_numpy(normalised(picture[None], preprocessing)[0])
 
 
 def pixels(
-    image: Image.Image | Photo, preprocessing: Preprocessing = IMAGENET
-) -> NDArray[np.uint8]:
+    image: Image.Image | Photo | Raster, preprocessing: Preprocessing = IMAGENET
+) -> NDArray[Any]:
     """Resize, crop and pad a picture as ``preprocess`` does, and leave its numbers as they are.
 
     This is what a graph takes that normalises inside (``preprocess=True``). Needs no PyTorch.
@@ -99,7 +107,8 @@ def pixels(
         preprocessing: of its fields the sizes and the interpolation are used.
 
     Returns:
-        Array (H, W, 3), uint8, 0..255, always RGB, contiguous and writable.
+        Array (H, W, 3), uint8, 0..255, always RGB, contiguous and writable; of a raster (H, W, C),
+        float32, on the same scale.
 
     Raises:
         ImageError: as ``preprocess``.
@@ -109,22 +118,30 @@ def pixels(
         >>> pixels(decode_image("examples/cat.jpg")).shape
         (224, 224, 3)
     """
-    return np.array(_resized(image, preprocessing, "pixels"))
+    return _pixels(image, preprocessing, "pixels")
+
+
+def _pixels(
+    image: Image.Image | Photo | Raster, preprocessing: Preprocessing, caller: str
+) -> NDArray[Any]:
+    if isinstance(image, Raster):
+        return _resized_raster(image, preprocessing)
+    return np.array(_resized(image, preprocessing, caller))  # (H, W, 3) uint8
 
 
 def normalised(
-    pixels: NDArray[np.uint8], preprocessing: Preprocessing = IMAGENET
+    pixels: NDArray[Any], preprocessing: Preprocessing = IMAGENET
 ) -> NDArray[np.float32]:
     """Return the numbers of pictures that ``pixels`` made, as ``preprocess`` does for one.
 
     Needs no PyTorch.
 
     Args:
-        pixels: (N, H, W, 3) uint8 RGB.
+        pixels: (N, H, W, 3) uint8 RGB, or (N, H, W, C) float32 of rasters.
         preprocessing: Its numbers are used.
 
     Returns:
-        (N, 3, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
+        (N, C, H, W) float32, contiguous, channels in ``preprocessing.channel_order``.
 
     Raises:
         ConfigError: a preprocessing for another number of channels.
@@ -134,10 +151,10 @@ def normalised(
             f"the preprocessing has numbers for {preprocessing.num_channels} channels and the "
             f"picture has {pixels.shape[-1]}; give one mean and std per channel."
         )
-    values = np.moveaxis(pixels, -1, 1)  # (N, 3, H, W)
+    values = np.moveaxis(pixels, -1, 1)  # (N, C, H, W)
     if preprocessing.channel_order == "BGR":
         values = values[:, ::-1]
-    numbers = np.ascontiguousarray(values, np.float32)
+    numbers = np.array(values, np.float32, order="C")
     if preprocessing.value_range == "0..1":
         numbers /= np.float32(255)
     shape = (-1, 1, 1)
@@ -162,21 +179,11 @@ def load_images(
         ImageError: one of them cannot be decoded.
         InputError: there are none, or their preprocessed sizes differ.
     """
-    import torch
-
     if isinstance(sources, str | bytes):
         raise InputError("load_images takes several images; put a single one into a list.")
-    images = [preprocess(decode_image(source), preprocessing) for source in sources]
-    if not images:
-        raise InputError("load_images got no image; give at least one.")
-    for number, image in enumerate(images):
-        if image.shape != images[0].shape:
-            first, other = (f"{x.shape[1]}x{x.shape[2]}" for x in (images[0], image))
-            raise InputError(
-                f"image 0 is {first} and image {number} is {other} (H×W) after preprocessing; "
-                "set a crop or a warp that makes them equal, or load them one by one."
-            )
-    return torch.stack(images)
+    from trunkline.pictures import stacked  # which imports this module
+
+    return stacked([preprocess(decode_image(source), preprocessing) for source in sources])
 
 
 @cache
@@ -198,16 +205,44 @@ def _resized(image: Image.Image | Photo, preprocessing: Preprocessing, caller: s
         return _padded(_cropped(_scaled(photo, preprocessing), preprocessing), preprocessing, photo)
 
 
-def _scaled(photo: Photo, preprocessing: Preprocessing) -> Image.Image:
+def _resized_raster(raster: Raster, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Do with each channel what ``_resized`` does with a photo."""
+    values = raster.values
+    with decoding(f"a raster of {raster.width}x{raster.height}"):
+        size = _size_after(raster, preprocessing)
+        if size != values.shape[:2]:
+            filter_ = Image.Resampling[preprocessing.interpolation.upper()]
+            values = picture_of(values, size, filter_)
+        height, width = preprocessing.output_size(raster.height, raster.width)
+        top, left = 0, 0
+        if preprocessing.crop is not None:
+            top = _crop_start(size[0], preprocessing.crop[0])
+            left = _crop_start(size[1], preprocessing.crop[1])
+        _check_padding(size[1], size[0], width, height, preprocessing)
+        made = np.zeros((height, width, values.shape[2]), np.float32)  # outside is black
+        kept_h, kept_w = preprocessing.crop or (height, width)
+        part = values[max(0, top) : top + kept_h, max(0, left) : left + kept_w]
+        y, x = max(0, -top), max(0, -left)
+        made[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return made
+
+
+def _size_after(photo: Photo | Raster, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return (H, W) after the resize, or refuse it."""
     height, width = preprocessing.resized_size(photo.height, photo.width)
-    if (width, height) == photo.image.size:
-        return photo.image
-    if height * width > MAX_PIXELS:
+    if (width, height) != (photo.width, photo.height) and height * width > MAX_PIXELS:
         raise ImageError(
             f"an image of {photo.width}x{photo.height} would be {width}x{height} after "
             f"resize={preprocessing.resize}, above the limit of {MAX_PIXELS} pixels; "
             "use a smaller resize, or a warp to (H, W)."
         )
+    return height, width
+
+
+def _scaled(photo: Photo, preprocessing: Preprocessing) -> Image.Image:
+    height, width = _size_after(photo, preprocessing)
+    if (width, height) == photo.image.size:
+        return photo.image
     filter_ = Image.Resampling[preprocessing.interpolation.upper()]
     return photo.image.resize((width, height), filter_, box=photo.box)
 
@@ -241,13 +276,19 @@ def _padded(picture: Image.Image, preprocessing: Preprocessing, photo: Photo) ->
     height, width = preprocessing.output_size(photo.height, photo.width)
     if (width, height) == picture.size:
         return picture
-    if width * height - picture.width * picture.height > MAX_PIXELS:
+    _check_padding(picture.width, picture.height, width, height, preprocessing)
+    return picture.crop((0, 0, width, height))  # outside is black
+
+
+def _check_padding(
+    from_width: int, from_height: int, width: int, height: int, preprocessing: Preprocessing
+) -> None:
+    if width * height - from_width * from_height > MAX_PIXELS:
         raise ImageError(
-            f"an image of {picture.width}x{picture.height} would be {width}x{height} with "
+            f"an image of {from_width}x{from_height} would be {width}x{height} with "
             f"pad_to_multiple={preprocessing.pad_to_multiple}: padding may add at most "
             f"{MAX_PIXELS} pixels; use a smaller multiple, or a crop or warp to a fixed size."
         )
-    return picture.crop((0, 0, width, height))  # outside is black
 
 
 def _crop_start(size: int, crop: int) -> int:

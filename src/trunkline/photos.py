@@ -37,6 +37,7 @@ from trunkline.decoders import (
     has_large_texts,
     open_image,
     remarks,
+    with_end,
     without_texts,
 )
 from trunkline.errors import ConfigError, ImageError
@@ -49,6 +50,8 @@ Decode = Literal["exact", "fast"]
 Alpha = Literal["white", "black", "ignore"]
 DECODES: tuple[Decode, ...] = ("exact", "fast")
 ALPHAS: tuple[Alpha, ...] = ("white", "black", "ignore")
+Truncated = Literal["refuse", "keep"]
+TRUNCATED: tuple[Truncated, ...] = ("refuse", "keep")
 
 MAX_BYTES = 2**30
 """Largest file that is opened, in bytes: more than four times the pixels of ``MAX_PIXELS``."""
@@ -93,6 +96,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     alpha: Alpha = "white",
+    truncated: Truncated = "refuse",
 ) -> Image.Image:
     """Decode a photo into an upright 8-bit RGB picture.
 
@@ -103,6 +107,8 @@ def decode_image(
         max_bytes: refuse a larger file before reading it.
         alpha: what transparent pixels are laid over, ``"white"`` or ``"black"``; ``"ignore"``
             leaves a channel of transparency out.
+        truncated: "keep" takes a JPEG whose end is missing as far as it goes; what is missing is
+            grey, or as the block before it. "refuse" makes it an error.
 
     Returns:
         A new Pillow image of mode RGB, as the docstring of ``trunkline.photos`` says.
@@ -116,7 +122,9 @@ def decode_image(
         >>> decode_image("examples/cat.jpg").size
         (451, 300)
     """
-    return decode_photo(source, max_pixels=max_pixels, max_bytes=max_bytes, alpha=alpha).image
+    return decode_photo(
+        source, max_pixels=max_pixels, max_bytes=max_bytes, alpha=alpha, truncated=truncated
+    ).image
 
 
 def decode_photo(
@@ -127,6 +135,7 @@ def decode_photo(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     alpha: Alpha = "white",
+    truncated: Truncated = "refuse",
 ) -> Photo:
     """Decode a photo as ``decode_image`` does, and keep the size that it has in its file.
 
@@ -140,6 +149,7 @@ def decode_photo(
         max_pixels: as for ``decode_image``; of the photo in its file, also for ``"fast"``.
         max_bytes: as for ``decode_image``.
         alpha: as for ``decode_image``.
+        truncated: as for ``decode_image``.
 
     Returns:
         What ``pixels`` and ``preprocess`` take; they resize it to exactly the same size whichever
@@ -158,18 +168,24 @@ def decode_photo(
     _check_options(preprocessing, decode, max_pixels, max_bytes)
     if alpha not in ALPHAS:
         raise ConfigError(f"alpha={alpha!r} is unknown; use one of {', '.join(ALPHAS)}.")
+    if truncated not in TRUNCATED:
+        raise ConfigError(f"truncated={truncated!r} is unknown; use one of {', '.join(TRUNCATED)}.")
     if isinstance(source, Image.Image):
         check_pixels(source, "the given image", max_pixels)
         upright = upright_rgb(source, "the given image", alpha=alpha)
         return whole(upright.copy() if upright is source else upright)
-    name, file = _opened_source(source, max_bytes)
+    name, file = opened_source(source, max_bytes)
     with file:
         try:
             return _decoded(file, name, preprocessing, decode, max_pixels, alpha)
         except ImageError as error:
-            if not has_large_texts(error):
+            if has_large_texts(error):
+                again = without_texts(file)
+            elif truncated == "keep" and (ended := with_end(file)) is not None:
+                again = ended
+            else:
                 raise
-            return _decoded(without_texts(file), name, preprocessing, decode, max_pixels, alpha)
+            return _decoded(again, name, preprocessing, decode, max_pixels, alpha)
 
 
 def _decoded(
@@ -214,8 +230,7 @@ def upright_rgb(
         with remarks.ignored():
             image.load()
         # Asked for after loading: Pillow turns a TIFF by itself, and then drops the tag.
-        method = _TURNS.get(orientation_of(image) if turn is None else turn)
-        picture = image if method is None else image.transpose(method)
+        picture = upright(image, turn)
         if picture.mode.startswith(("I", "F")):
             picture = _eight_bits(picture, image, name)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and alpha == "white":
@@ -226,6 +241,12 @@ def upright_rgb(
     rgb = picture.copy() if picture is image else picture
     rgb.info = {}  # tags and colour keys are used up; nothing may apply them again
     return rgb
+
+
+def upright(image: Image.Image, turn: int | None = None) -> Image.Image:
+    """Return a loaded picture as its EXIF orientation wants it: itself, or a turned one."""
+    method = _TURNS.get(orientation_of(image) if turn is None else turn)
+    return image if method is None else image.transpose(method)
 
 
 def _warn_of_bands(picture: Image.Image, name: str) -> None:
@@ -305,7 +326,7 @@ def _check_options(
         )
 
 
-def _opened_source(source: object, max_bytes: int) -> tuple[str, BinaryIO]:
+def opened_source(source: object, max_bytes: int) -> tuple[str, BinaryIO]:
     """Return what an error calls the source, and its content as a file."""
     if isinstance(source, bytes):
         name = f"an image of {len(source)} bytes"

@@ -13,14 +13,15 @@ from trunkline.errors import ConfigError, InputError
 from trunkline.images import decode_image, preprocess
 from trunkline.photos import Photo
 from trunkline.preprocessing import Preprocessing
+from trunkline.rasters import Raster
 
 if TYPE_CHECKING:
     import torch
 
-Picture = Image.Image | Photo
+Picture = Image.Image | Photo | Raster
 _ALLOWED = (
-    "a path, the bytes of a file, a Pillow image, or an 8-bit array or tensor (H, W, 3) in RGB; "
-    "or a list of these, or an array (N, H, W, 3)"
+    "a path, the bytes of a file, a Pillow image, what decode_bands makes, or an 8-bit array or "
+    "tensor (H, W, 3) in RGB; or a list of these, or an array (N, H, W, 3)"
 )
 
 
@@ -45,19 +46,20 @@ def pictures_of(images: object) -> list[Picture]:
 
 
 def tensors_of(images: object, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return what a network takes: ``(3, H, W)`` of a photo, ``(N, 3, H, W)`` of several.
+    """Return what a network takes: ``(C, H, W)`` of a picture, ``(N, C, H, W)`` of several.
 
     Raises:
         ImageError: A photo cannot be decoded.
         InputError: Something that is no photo, or photos of different sizes after preprocessing.
-        ConfigError: A preprocessing that is not for three channels.
+        ConfigError: A preprocessing for another number of channels than a picture has.
     """
-    if preprocessing.num_channels != 3:
+    pictures = pictures_of(images)
+    if preprocessing.num_channels != 3 and not all(isinstance(one, Raster) for one in pictures):
         raise ConfigError(
             f"this preprocessing has numbers for {preprocessing.num_channels} channels, and a "
-            "photo has three; normalise other pictures yourself, with its mean and std."
+            "photo has three; decode_bands(source, Bands(...)) reads pictures of other bands."
         )
-    made = [preprocess(picture, preprocessing) for picture in pictures_of(images)]
+    made = [preprocess(picture, preprocessing) for picture in pictures]
     return stacked(made) if is_several(images) else made[0]
 
 
@@ -86,12 +88,12 @@ def _is_array(value: object) -> bool:
 
 
 def _is_one(value: object) -> bool:
-    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Photo)
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Photo, Raster)
     return isinstance(value, kinds) or hasattr(value, "read")
 
 
 def _picture(value: Any, what: str) -> Picture:
-    if isinstance(value, Image.Image | Photo):
+    if isinstance(value, Image.Image | Photo | Raster):
         return value
     if _is_array(value):
         return _of_array(value, what)

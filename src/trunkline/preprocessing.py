@@ -180,17 +180,19 @@ class Preprocessing:
 
         Args:
             images: A photo: a path, the bytes of a file, a Pillow image, or an 8-bit array or
-                tensor ``(H, W, 3)``, RGB (``(H, W)`` is grey). Or several: a list, tuple or
+                tensor ``(H, W, 3)``, RGB (``(H, W)`` is grey); or what
+                ``trunkline.images.decode_bands`` made of other bands. Or several: a list, tuple or
                 generator of these, or an array ``(N, H, W, 3)``.
             size: Another input size, as ``with_size`` takes it; ``"own"`` is that of this.
 
         Returns:
-            float32 tensor, contiguous: ``(3, H, W)`` for a photo, ``(N, 3, H, W)`` for several.
+            float32 tensor, contiguous: ``(C, H, W)`` for one, ``(N, C, H, W)`` for several; C is 3
+            but for rasters.
 
         Raises:
             ImageError: A photo cannot be decoded.
             InputError: Something that is no photo, or photos of different sizes after this.
-            ConfigError: ``size`` is none, or this is not for three channels.
+            ConfigError: ``size`` is none, or this is for another number of channels.
 
         Example:
             >>> IMAGENET("examples/cat.jpg").shape

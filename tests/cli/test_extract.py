@@ -251,3 +251,28 @@ def test_a_line_a_minute_where_nobody_looks(
     assert capsys.readouterr().err == ("40 of 100 images, 15.0 images/s, 0 failed, 0 min left\n")
     show(progress(0, listed=True))
     assert capsys.readouterr().err == "10 of 100 images, 0.0 images/s, 0 failed\n"
+
+
+def test_rasters_make_a_network_of_as_many_channels_as_bands(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    folder, out = tmp_path / "scenes", tmp_path / "f.parquet"
+    folder.mkdir()
+    scene = np.random.default_rng(0).integers(0, 10000, (6, 40, 40), dtype=np.uint16)
+    tifffile.imwrite(folder / "a.tif", scene, photometric="minisblack")
+    options = ("--bands", "5,4,3,2", "--white", "10000")
+    report = as_json(folder, out, *NETWORK, *SMALL, *options)
+    assert (report["images"], report["failed"]) == (1, 0)
+    other = ("--bands", "5,4,3,1", "--white", "10000")
+    assert "bands" in error(folder, out, *NETWORK, *SMALL, *other)
+    assert "give their numbers, from 1: 4,3,2" in error(folder, out, *NETWORK, "--bands", "red")
+    verified = run("verify", out)
+    assert verified.exit_code == 0, verified.output
+
+
+def test_a_cut_jpeg_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    content = Path("examples/cat.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
+    report = as_json(folder, tmp_path / "f.parquet", *NETWORK, *SMALL, "--truncated", "keep")
+    assert report["failed"] == 0

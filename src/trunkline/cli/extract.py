@@ -142,6 +142,21 @@ def run_command(  # one parameter per flag
         str,
         typer.Option(metavar="white|black|ignore", help="What transparency is laid over."),
     ] = "white",
+    truncated: Annotated[
+        str,
+        typer.Option(metavar="refuse|keep", help="What becomes of JPEGs whose end is missing."),
+    ] = "refuse",
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Bands of rasters, such as 4,3,2 (from 1), for the channels of the network.",
+        ),
+    ] = None,
+    white: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Which number of the bands is white, such as 10000."),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -182,6 +197,7 @@ def run_command(  # one parameter per flag
     """
     part = None if shard is None else parse_shard(shard)
     return_idx = None if levels is None else parse_levels(levels)
+    chosen_bands = None if bands is None else parse_bands(bands)
     from trunkline.extraction.extracting import extract  # when the verb runs
 
     saved = _is_saved_runner(backbone)
@@ -200,6 +216,7 @@ def run_command(  # one parameter per flag
             seed=seed,
             allow_noncommercial=allow_noncommercial,
             prefix=prefix,
+            in_channels=len(chosen_bands or "RGB"),
         )
     )
     if not saved:
@@ -219,6 +236,9 @@ def run_command(  # one parameter per flag
             **({} if max_pixels is None else {"max_pixels": max_pixels}),
             **({} if max_bytes is None else {"max_bytes": max_bytes}),
             alpha=cast(Any, alpha),  # extract says what is allowed
+            truncated=cast(Any, truncated),
+            bands=chosen_bands,
+            white=white,
             column=column,
             key_column=key_column,
             runtime=runtime,
@@ -253,6 +273,20 @@ def run_command(  # one parameter per flag
             f"{one_line(reason)}"
         )
         raise typer.Exit(1)
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Return numbers of bands, which are counted from 1: 4,3,2.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    try:
+        return tuple(int(one) for one in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--bands {text} is no list of bands; give their numbers, from 1: 4,3,2"
+        ) from error
 
 
 def parse_shard(text: str) -> tuple[int, int]:

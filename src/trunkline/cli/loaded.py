@@ -94,6 +94,7 @@ def build_network(
     prefix: str | None = None,
     check: bool = False,
     classifier: bool = False,
+    in_channels: int = 3,
 ) -> Backbone:
     """Build the backbone that ``--backbone`` means, with the weights that a verb was given.
 
@@ -106,6 +107,7 @@ def build_network(
         prefix: Where in the weights' file the network is.
         check: Run one image through the loaded network.
         classifier: Of a saved classifier take the logits; else its backbone.
+        in_channels: Of the images of a variant; a saved one knows.
 
     Returns:
         The backbone. Its ``load_report`` is None where it is random.
@@ -139,7 +141,9 @@ def build_network(
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
         torch.manual_seed(seed)
-        network = trunkline.create_backbone(name, return_idx=return_idx or ALL_STAGES)
+        network = trunkline.create_backbone(
+            name, return_idx=return_idx or ALL_STAGES, in_channels=in_channels
+        )
     if not random:  # a network without numbers until here: they all come from the file
         with download_bars() as progress:
             load_weights(

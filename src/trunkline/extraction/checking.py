@@ -295,7 +295,7 @@ def _check(
     if pixels is None:
         verdict = "failed again" if row.status == "failed" else "unreadable now"
         return RowCheck(key=item.key, verdict=verdict, difference=None)
-    batch = np.zeros((manifest.job["batch_size"], *pixels.shape), np.uint8)
+    batch = np.zeros((manifest.job["batch_size"], *pixels.shape), pixels.dtype)
     batch[0] = pixels
     try:
         computed = computing(batch, Seconds())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trunkline.errors import ExtractionError, ImageError, InputError, RunnerError
 from trunkline.extraction.memory import free_memory, no_more_than_free
-from trunkline.extraction.needs import Needs
+from trunkline.extraction.needs import Needs, black_photos
 from trunkline.extraction.pipeline import Seconds
 from trunkline.extraction.pooling import Pool, pooled
 from trunkline.extraction.records import Schema
@@ -46,6 +46,7 @@ class Computing:
         normalize: Whether vectors get length 1.
         schema: Of the store.
         one_size: Whether all images have the same.
+        empty: Makes black pixels of a shape (N, H, W), see ``Decoding.empty``.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Computing:
         normalize: bool,
         schema: Schema,
         one_size: bool = True,
+        empty: Callable[..., NDArray[Any]] = black_photos,
     ) -> None:
         self._runner = runner
         self._preprocessing = preprocessing
@@ -66,17 +68,18 @@ class Computing:
         self._normalize = normalize
         self._schema = schema
         self._one_size = one_size
-        self._needs = Needs(self._maps, runner.levels)
+        self._empty = empty
+        self._needs = Needs(self._maps, runner.levels, empty)
         # The others break where they are refused memory, or reserve more than they will use.
         self._can_be_refused = runner.runtime == "torch"
         self._looked = -math.inf
         self._free: int | None = None
 
-    def __call__(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+    def __call__(self, pixels: NDArray[Any], seconds: Seconds) -> dict[str, NDArray[Any]]:
         """Compute a batch.
 
         Args:
-            pixels: (N, H, W, 3) uint8 RGB.
+            pixels: (N, H, W, 3) uint8 RGB, or (N, H, W, C) float32 of rasters.
             seconds: Gets what was spent.
 
         Returns:
@@ -95,7 +98,7 @@ class Computing:
                 raise _failed_on_all(pixels, error) from error
         return self._alone(pixels, seconds)
 
-    def _alone(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+    def _alone(self, pixels: NDArray[Any], seconds: Seconds) -> dict[str, NDArray[Any]]:
         """Compute an image that may be too large, or too small."""
         free = self._recently_free()
         _, height, width, _ = pixels.shape
@@ -119,7 +122,7 @@ class Computing:
             self._looked, self._free = now, free_memory()
         return self._free
 
-    def _values(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+    def _values(self, pixels: NDArray[Any], seconds: Seconds) -> dict[str, NDArray[Any]]:
         began = time.perf_counter()
         maps = self._maps(pixels)
         computed = time.perf_counter()
@@ -134,7 +137,7 @@ class Computing:
         seconds.pool += time.perf_counter() - computed
         return values
 
-    def _maps(self, pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    def _maps(self, pixels: NDArray[Any]) -> list[NDArray[Any]]:
         if self._runner.preprocess:
             return self._runner(pixels)
         return self._runner(normalised(pixels, self._preprocessing))
@@ -142,7 +145,7 @@ class Computing:
     def _check_alive(self, error: Exception) -> None:
         """Make sure that it was the image, by one that any network takes."""
         try:
-            self._maps(np.zeros((1, _SMALL, _SMALL, 3), np.uint8))
+            self._maps(self._empty(1, _SMALL, _SMALL))
         except Exception as again:
             raise ExtractionError(
                 f"the network fails on any image: {_shortened(again)}. The first to fail met: "
@@ -158,7 +161,7 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _failed_on_one(pixels: NDArray[np.uint8], error: Exception, free: int | None) -> ImageError:
+def _failed_on_one(pixels: NDArray[Any], error: Exception, free: int | None) -> ImageError:
     _, height, width, _ = pixels.shape
     there = "" if free is None else f" with the {free / 1e9:.2f} GB of memory that are free"
     return ImageError(
@@ -167,7 +170,7 @@ def _failed_on_one(pixels: NDArray[np.uint8], error: Exception, free: int | None
     )
 
 
-def _failed_on_all(pixels: NDArray[np.uint8], error: Exception) -> ExtractionError:
+def _failed_on_all(pixels: NDArray[Any], error: Exception) -> ExtractionError:
     number, height, width, _ = pixels.shape
     return ExtractionError(
         f"the network fails on a batch of {number} images of {width}x{height}, which is the shape "

@@ -60,7 +60,7 @@ def _decode_into(item: Item, number: int, slot: int, size: int) -> Decoded:
         if number not in _Worker.views:
             _Worker.views[number] = _Worker.files[number].map(size)
         view = _Worker.views[number]
-        np.ndarray(values.shape, np.uint8, view, slot * values.nbytes)[:] = values
+        np.ndarray(values.shape, values.dtype, view, slot * values.nbytes)[:] = values
     return decoded
 
 
@@ -76,16 +76,23 @@ def _decode_alone(item: Item, number: int) -> tuple[Decoded, tuple[int, ...] | N
     except OSError as error:
         why = f"{item.path} has no room for its {values.nbytes} bytes of pixels: {error.strerror}."
         return decoded.failed(why), None
-    np.ndarray(values.shape, np.uint8, view)[:] = values
+    np.ndarray(values.shape, values.dtype, view)[:] = values
     return decoded, values.shape
 
 
 class _Place:
-    """A buffer for one batch, (N, H, W, 3) uint8, or for one image of any size."""
+    """A buffer for one batch, (N, H, W, C), or for one image of any size."""
 
-    def __init__(self, number: int, file: SharedFile, shape: tuple[int, ...] | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        file: SharedFile,
+        shape: tuple[int, ...] | None,
+        dtype: np.dtype[Any],
+    ) -> None:
         self.number = number
         self.file = file
+        self._dtype = dtype
         # What no image fills is computed too, and thrown away; it is 0.
         self.pixels = None if shape is None else self._seen(shape)
 
@@ -100,34 +107,36 @@ class _Place:
         self._seen(values.shape)[:] = values
 
     def _seen(self, shape: tuple[int, ...]) -> Pixels:
-        return np.ndarray(shape, np.uint8, self.file.map(math.prod(shape)))
+        size = math.prod(shape) * self._dtype.itemsize
+        return np.ndarray(shape, self._dtype, self.file.map(size))
 
 
 _Places = queue.SimpleQueue[_Place]
 
 
-def _places(count: int, shape: tuple[int, ...] | None) -> list[_Place]:
+def _places(count: int, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> list[_Place]:
     """Make buffers, fewer where there is no room for all.
 
     Raises:
         ExtractionError: There is not even room for two.
     """
     made: list[_Place] = []
+    size = math.prod(shape or ()) * dtype.itemsize
     for number in range(count):
         try:
-            file = shared_file() if shape is None else _reserved(math.prod(shape))
+            file = shared_file() if shape is None else _reserved(size)
         except OSError as error:
             if number < _FEWEST_BUFFERS:
                 raise ExtractionError(
                     f"there is no room for {_FEWEST_BUFFERS} buffers of "
-                    f"{math.prod(shape or ())} bytes, one batch of pixels each: "
+                    f"{size} bytes, one batch of pixels each: "
                     f"{error.strerror or error}. Give the process more memory (of a container: "
                     "--memory) or set TMPDIR to a folder with more room; a smaller batch_size or "
                     "size needs less, in a new place."
                 ) from error
             _log.warning("there is room for %d of %d buffers: %s", number, count, error)
             break
-        made.append(_Place(number, file, shape))
+        made.append(_Place(number, file, shape, dtype))
     if any(not one.file.in_memory for one in made):
         _log.warning("pixels are kept in temporary files, because memory has no room for them")
     return made
@@ -260,8 +269,8 @@ class Decoders:
         self._pebble = require("pebble", "extracting features")
         self.batch_size = batch_size
         self._decoding, self._workers, self._timeout = decoding, workers, timeout_seconds
-        shape = None if decoding.size is None else (batch_size, *decoding.size, 3)
-        self._places = _places(buffers, shape)
+        shape = None if decoding.size is None else (batch_size, *decoding.size, decoding.channels)
+        self._places = _places(buffers, shape, decoding.dtype)
         self.buffers = len(self._places)
         self._free: _Places = queue.SimpleQueue()
         for place in self._places:

@@ -15,10 +15,12 @@ from trunkline.extraction.reading import read_bytes
 from trunkline.extraction.records import Item, Row, as_utf8
 from trunkline.extraction.sources import Source
 from trunkline.images import MAX_BYTES, MAX_PIXELS, Decode, decode_photo, pixels
-from trunkline.photos import Alpha
+from trunkline.photos import Alpha, ImageSource, Photo, Truncated
 from trunkline.preprocessing import Preprocessing
+from trunkline.rasters import Bands, Raster, decode_bands
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""(H, W, 3) uint8 RGB of photos, (H, W, C) float32 of rasters; or a batch of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Decoding:
         max_pixels: Larger images fail.
         max_bytes: Larger files fail; of what comes through a network no more is read.
         alpha: What transparency is laid over, see ``decode_image``.
+        truncated: What becomes of a JPEG whose end is missing, see ``decode_image``.
+        bands: Which bands are taken, see ``trunkline.images.decode_bands``; None for photos.
     """
 
     source: Source
@@ -40,22 +44,67 @@ class Decoding:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
     alpha: Alpha = "white"
+    truncated: Truncated = "refuse"
+    bands: Bands | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what of this decides the numbers, as plain values."""
-        return {
+        fields: dict[str, Any] = {
             "preprocessing": self.preprocessing.to_dict(),
             "decode": self.decode,
             "max_pixels": self.max_pixels,
             "max_bytes": self.max_bytes,
             "alpha": self.alpha,
         }
+        # Stores say nothing of what they do without, as those of older versions do not.
+        if self.truncated != "refuse":
+            fields["truncated"] = self.truncated
+        if self.bands is not None:
+            fields["bands"] = self.bands.to_dict()
+        return fields
 
     @classmethod
     def from_dict(cls, source: Source, fields: dict[str, Any]) -> Decoding:
         """Undo ``to_dict``."""
         preprocessing = Preprocessing.from_dict(fields["preprocessing"])
-        return cls(source=source, **{**fields, "preprocessing": preprocessing})
+        bands = fields.get("bands")
+        made = {
+            "preprocessing": preprocessing,
+            "bands": None if bands is None else Bands.from_dict(bands),
+        }
+        return cls(source=source, **{**fields, **made})
+
+    def decoded(self, image: ImageSource) -> Photo | Raster:
+        """Decode the bytes of a file, or what else an image is.
+
+        Raises:
+            ImageError: It cannot be decoded.
+        """
+        limits = {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes}
+        if self.bands is not None:
+            return decode_bands(image, self.bands, **limits)
+        return decode_photo(
+            image,
+            self.preprocessing,
+            decode=self.decode,
+            alpha=self.alpha,
+            truncated=self.truncated,
+            **limits,
+        )
+
+    def empty(self, *shape: int) -> Pixels:
+        """Return black pixels of a shape that ends with (H, W); channels come behind."""
+        return np.zeros((*shape, self.channels), self.dtype)
+
+    @property
+    def channels(self) -> int:
+        """Of the pixels."""
+        return 3 if self.bands is None else self.preprocessing.num_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the pixels."""
+        return np.dtype(np.uint8 if self.bands is None else np.float32)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -82,7 +131,7 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
     """Read and decode one image in this process.
 
     Returns:
-        Its row, and (H, W, 3) uint8 RGB; None where the row says that it failed.
+        Its row, and the pixels; None where the row says that it failed.
     """
     started = read = time.perf_counter()
     row = failed_row(item, "")
@@ -90,15 +139,13 @@ def decode_item(decoding: Decoding, item: Item) -> tuple[Decoded, Pixels | None]
         data = read_bytes(decoding.source, item, max_bytes=decoding.max_bytes)
         read = time.perf_counter()
         row = replace(row, sha256=hashlib.sha256(data).hexdigest())
-        photo = decode_photo(
-            data,
-            decoding.preprocessing,
-            decode=decoding.decode,
-            max_pixels=decoding.max_pixels,
-            max_bytes=decoding.max_bytes,
-            alpha=decoding.alpha,
-        )
+        photo = decoding.decoded(data)
         values = pixels(photo, decoding.preprocessing)
+        if values.shape[-1] != decoding.channels:
+            raise ImageError(
+                f"{item.path} has {values.shape[-1]} bands, and the network takes "
+                f"{decoding.channels} channels; choose with bands=."
+            )
     except ImageError as error:
         return _timed(replace(row, error=as_utf8(str(error))), started, read), None
     except Exception as error:  # a fault of ours or of a library must not end a run of days

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ from trunkline.extraction.sources import source_of
 from trunkline.extraction.spooling import IMAGE, KEY, is_in_memory, spooled
 from trunkline.extraction.store import Store
 from trunkline.images import MAX_BYTES, MAX_PIXELS
-from trunkline.photos import ALPHAS, DECODES, Alpha, Decode
+from trunkline.photos import ALPHAS, DECODES, TRUNCATED, Alpha, Decode, Truncated
 from trunkline.preprocessing import Preprocessing, is_positive_int
+from trunkline.rasters import Bands
 from trunkline.runtimes.engine import check_threads
 from trunkline.runtimes.optional import require
 from trunkline.runtimes.processor import processor
@@ -56,6 +57,9 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     alpha: Alpha = "white",
+    truncated: Truncated = "refuse",
+    bands: Bands | Sequence[int] | None = None,
+    white: float | tuple[float, ...] | None = None,
     column: str | None = None,
     key_column: str | None = None,
     runtime: str = "auto",
@@ -101,6 +105,11 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         max_bytes: Larger files fail; of what comes through a network no more is read.
         alpha: What transparent pixels are laid over, "white" or "black"; "ignore" leaves a channel
             of transparency out, which in a TIFF may be a band of its own.
+        truncated: "keep" takes a JPEG whose end is missing as far as it goes, "refuse" lets it
+            fail.
+        bands: Read rasters of any number of bands and bits, see ``trunkline.images.decode_bands``:
+            numbers of bands, the first one is 1, in the order of the channels; or ``Bands``.
+        white: Of the bands: the number that is white, such as 10000. All bands without ``bands``.
         column: Of a Parquet source: paths or bytes. None finds it.
         key_column: Of a Parquet source: keys. None takes paths or row numbers.
         runtime: Engine, see ``deploy``.
@@ -161,7 +170,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     if is_in_memory(src):
         if column is not None or key_column is not None:
             raise ConfigError("images in memory have no columns; leave out column and key_column.")
-        src, column, key_column = spooled(src, out), IMAGE, KEY
+        rasters = bands is not None or white is not None
+        src, column, key_column = spooled(src, out, rasters=rasters), IMAGE, KEY
     source = source_of(src, column=column, key_column=key_column)
     check_apart(source, store)
     chosen = preprocessing_for(_checked_backbone(backbone), preprocessing)
@@ -176,6 +186,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
             max_pixels=max_pixels,
             max_bytes=max_bytes,
             alpha=alpha,
+            truncated=truncated,
+            bands=_bands(bands, white),
         ),
         levels=levels,
         pool=check_pool(pool or ("none" if maps else "avg")),
@@ -188,6 +200,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         shard_size=shard_size,
         layout=layout,
     )
+    _check_channels(asked)
     _check_numbers(asked, workers, timeout_seconds, shard, max_errors, engine, threads)
     run = _Run(
         asked,
@@ -208,6 +221,45 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     if engine == "ray":
         return run.on_ray(ray_address, retry_failed=retry_failed)
     return run.here(retry_failed=retry_failed)
+
+
+def _bands(
+    bands: Bands | Sequence[int] | None, white: float | tuple[float, ...] | None
+) -> Bands | None:
+    if bands is None and white is None:
+        return None
+    if not isinstance(bands, Bands):
+        return Bands(bands=None if bands is None else tuple(bands), white=white)
+    if white is not None:
+        raise ConfigError(f"white={white!r} stands beside {bands!r}; say it within.")
+    return bands
+
+
+def _check_channels(asked: Asked) -> None:
+    decoding, taken = asked.decoding, asked.backbone.in_channels
+    if decoding.bands is None and taken != 3:
+        raise ConfigError(
+            f"the network takes {taken} channels, and photos have 3; for pictures of other bands "
+            "give bands=, such as bands=(1, 2, 3, 4), and white=, the number that is white in them."
+        )
+    if decoding.bands is None:
+        return
+    chosen = decoding.bands.bands
+    if chosen is not None and len(chosen) != taken:
+        raise ConfigError(
+            f"bands={chosen} are {len(chosen)}, and the network takes {taken} channels; name one "
+            "band for each."
+        )
+    if decoding.preprocessing.num_channels != taken:
+        raise ConfigError(
+            f"the preprocessing has numbers for {decoding.preprocessing.num_channels} channels, "
+            f"and the network takes {taken}; give one mean and std per channel."
+        )
+    if decoding.decode != "exact" or decoding.alpha != "white":
+        raise ConfigError(
+            "decode= and alpha= are for photos, and bands= reads every number as it is; leave "
+            "them out."
+        )
 
 
 def _checked_backbone(backbone: object) -> Backbone | Runner:
@@ -249,6 +301,10 @@ def _check_numbers(
     if asked.decoding.alpha not in ALPHAS:
         raise ConfigError(
             f"alpha={asked.decoding.alpha!r} is unknown; use one of {', '.join(ALPHAS)}."
+        )
+    if asked.decoding.truncated not in TRUNCATED:
+        raise ConfigError(
+            f"truncated={asked.decoding.truncated!r} is unknown; use one of {', '.join(TRUNCATED)}."
         )
     if asked.decoding.decode not in DECODES:
         raise ConfigError(

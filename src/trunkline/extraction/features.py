@@ -30,6 +30,7 @@ from trunkline.modes import evaluating
 from trunkline.outputs import written_whole
 from trunkline.pictures import Picture, is_several, pictures_of
 from trunkline.preprocessing import IMAGENET, Preprocessing
+from trunkline.rasters import Raster
 from trunkline.runtimes.runner import Runner
 
 SUFFIX = ".safetensors"
@@ -102,7 +103,7 @@ def preprocessing_of(backbone: Network) -> Preprocessing:
 
 @overload
 def features(
-    image: ImageSource | Image.Image | NDArray[np.uint8] | Tensor,
+    image: ImageSource | Image.Image | Raster | NDArray[np.uint8] | Tensor,
     backbone: Network,
     *,
     preprocessing: Preprocessing | None = None,
@@ -129,7 +130,8 @@ def features(
 
     Args:
         image: a path, the bytes of a file, a Pillow image, or an 8-bit array or tensor
-            ``(H, W, 3)`` in RGB. Or several: a list, tuple or generator of these, or an array
+            ``(H, W, 3)`` in RGB; or what ``trunkline.images.decode_bands`` made of a picture of
+            other bands. Or several: a list, tuple or generator of these, or an array
             ``(N, H, W, 3)``.
         backbone: where the photo goes, on the device and in the dtype that it has: a backbone, a
             runner, or a module whose ``backbone`` (or ``module``) is one, such as a classifier.
@@ -151,13 +153,14 @@ def features(
         [('stage0', 4, (64, 56, 56)), ('stage3', 32, (512, 7, 7))]
     """
     network = _network_of(backbone)
-    if network.in_channels != 3:
+    pictures = pictures_of(image)
+    if network.in_channels != 3 and not all(isinstance(one, Raster) for one in pictures):
         raise InputError(
-            f"the backbone takes {network.in_channels} channels, and a photo has three; build it "
-            "with in_channels=3, or call it with tensors that you normalised."
+            f"the backbone takes {network.in_channels} channels, and a photo has three; read the "
+            "picture with trunkline.images.decode_bands, or build the backbone with in_channels=3."
         )
     chosen = preprocessing_of(network) if preprocessing is None else preprocessing
-    found = [_maps_of(one, network, chosen) for one in pictures_of(image)]
+    found = [_maps_of(one, network, chosen) for one in pictures]
     return found if is_several(image) else found[0]
 
 
@@ -174,13 +177,22 @@ def _network_of(given: object) -> Backbone | Runner:
     )
 
 
+def _photo_pixels(picture: Picture, chosen: Preprocessing) -> NDArray[np.uint8]:
+    if isinstance(picture, Raster):
+        raise InputError(
+            "the runner takes 8-bit pictures (preprocess=True), and a raster is none; deploy it "
+            "with preprocess=False."
+        )
+    return pixels(picture, chosen)
+
+
 def _maps_of(
     picture: Picture, network: Backbone | Runner, chosen: Preprocessing
 ) -> list[FeatureMap]:
     outputs: Sequence[Tensor]
     if isinstance(network, Runner):
         images = (
-            torch.from_numpy(pixels(picture, preprocessing_for(network, chosen)))
+            torch.from_numpy(_photo_pixels(picture, preprocessing_for(network, chosen)))
             if network.preprocess
             else preprocess(picture, chosen)
         )

@@ -29,6 +29,7 @@ from trunkline.extraction.places import check_continued, check_place, check_uncl
 from trunkline.extraction.records import Column, Schema
 from trunkline.extraction.sources import list_items
 from trunkline.extraction.store import Store
+from trunkline.images import normalised
 from trunkline.preprocessing import Preprocessing
 from trunkline.runtimes.engine import versions_of
 from trunkline.runtimes.processor import processor
@@ -203,6 +204,7 @@ def _computing(runner: Runner, manifest: Manifest) -> Computing:
         normalize=job["normalize"],
         schema=manifest.schema,
         one_size=decoding.size is not None,
+        empty=decoding.empty,
     )
 
 
@@ -259,7 +261,7 @@ def _built(asked: Asked, threads: int | None) -> tuple[Runner, dict[str, Any]]:
         asked.runtime,
         asked.precision,
         None if size is None else (batch_size, *size),
-        True,
+        asked.decoding.bands is None,  # rasters are no 8-bit pictures: they come normalised
         threads,
         calibration,
     )
@@ -284,10 +286,10 @@ def _batch_of_runner(runner: Runner, asked: Asked) -> int:
             f"the runner is {runner.runtime}, {runner.precision}; leave runtime and precision out, "
             "or give the backbone itself."
         )
-    if runner.in_channels != 3:
+    if runner.preprocess and asked.decoding.bands is not None:
         raise ConfigError(
-            f"the runner takes {runner.in_channels} channels, and images have 3; "
-            "extract needs a network for RGB images."
+            "the runner takes 8-bit pictures (preprocess=True), and bands= makes others; deploy it "
+            "with preprocess=False, or give the backbone itself."
         )
     if shape is None:
         return 1 if size is None else asked.batch_size or _batch_size(asked, runner.threads)
@@ -319,7 +321,7 @@ def _batch_size(asked: Asked, threads: int | None) -> int:
     return wanted if fitting >= wanted else max(1, fitting // threads * threads)
 
 
-def _first_images(asked: Asked) -> NDArray[np.uint8]:
+def _first_images(asked: Asked) -> NDArray[Any]:
     """Decode images of the source that int8 is fitted to."""
     if asked.decoding.size is None:
         raise ConfigError(
@@ -330,7 +332,7 @@ def _first_images(asked: Asked) -> NDArray[np.uint8]:
         decode_item(asked.decoding, item)[1]
         for item in islice(list_items(asked.source), 2 * _CALIBRATION_IMAGES)
     )
-    found: Sequence[NDArray[np.uint8]] = list(
+    found: Sequence[NDArray[Any]] = list(
         islice((one for one in decoded if one is not None), _CALIBRATION_IMAGES)
     )
     if not found:
@@ -338,4 +340,7 @@ def _first_images(asked: Asked) -> NDArray[np.uint8]:
             f"none of the first {2 * _CALIBRATION_IMAGES} images of {asked.source.location} can be "
             "read, and int8 is fitted to them; give calibration= a folder of photos."
         )
-    return np.stack(found)
+    pictures = np.stack(found)
+    if asked.decoding.bands is None:
+        return pictures
+    return normalised(pictures, asked.decoding.preprocessing)

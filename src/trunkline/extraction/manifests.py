@@ -25,8 +25,9 @@ from trunkline.extraction.records import NAME, Column, Dtype, Schema, as_utf8
 from trunkline.extraction.sources import Source
 from trunkline.files import DocumentError, parse_document, read_document
 from trunkline.outputs import digest_of
-from trunkline.photos import Decode
+from trunkline.photos import Alpha, Decode, Truncated
 from trunkline.preprocessing import Preprocessing
+from trunkline.rasters import Bands
 
 MOST_IMAGES = 10**9
 """Images of a shard, at most."""
@@ -61,6 +62,9 @@ class _Images:
     decode: Decode
     max_pixels: Size
     max_bytes: Size
+    alpha: Alpha = "white"
+    truncated: Truncated = "refuse"
+    bands: Bands | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

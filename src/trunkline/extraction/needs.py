@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from trunkline.backbones.levels import Level
 
 _FLOAT = 4
-_INPUT = 3 + 3 * _FLOAT  # bytes of a pixel, as it is and as the network takes it
 _MOST = 6  # times the bytes of all maps together: no network of ours needs more
 _USUAL = 4  # times, where nothing can be measured
 _SPARE = 1.5  # ONNX Runtime takes memory in larger and larger pieces
@@ -31,19 +30,31 @@ _STATM, _STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
 _CLEAR, _CLEAR_PEAK = Path("/proc/self/clear_refs"), "5"
 
 
+def black_photos(*shape: int) -> NDArray[Any]:
+    """Return black pixels (N, H, W, 3) uint8 of a shape (N, H, W)."""
+    return np.zeros((*shape, 3), np.uint8)
+
+
 class Needs:
     """What one network needs, in a process of Linux.
 
     Args:
-        compute: What is called with pixels (1, H, W, 3).
+        compute: What is called with pixels (1, H, W, C).
         levels: All maps that the network has.
+        empty: Makes such pixels.
     """
 
     def __init__(
-        self, compute: Callable[[NDArray[np.uint8]], Any], levels: Sequence[Level]
+        self,
+        compute: Callable[[NDArray[Any]], Any],
+        levels: Sequence[Level],
+        empty: Callable[..., NDArray[Any]] = black_photos,
     ) -> None:
         self._compute = compute
-        self._least = _INPUT + sum(_FLOAT * one.channels / one.stride**2 for one in levels)
+        self._empty = empty
+        pixel = empty(1, 1, 1)  # bytes of one, as it is and as the network takes it
+        taken = pixel.nbytes + _FLOAT * pixel.size
+        self._least = taken + sum(_FLOAT * one.channels / one.stride**2 for one in levels)
         self._before = 0  # bytes of this process when it was measured
         self._per_pixel: float | None = None
 
@@ -75,7 +86,7 @@ class Needs:
             _CLEAR.write_text(_CLEAR_PEAK, encoding="ascii")
         except OSError:  # not every container lets a process do that
             return _USUAL * self._least
-        self._compute(np.zeros((1, side, side, 3), np.uint8))
+        self._compute(self._empty(1, side, side))
         return _SPARE * max(self._least, (_peak() - self._before) / side**2)
 
 

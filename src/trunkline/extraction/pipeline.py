@@ -104,7 +104,7 @@ class Pipeline:
 
     Args:
         decoders: The workers, started.
-        compute: Runner and pooling: pixels (N, H, W, 3) uint8 → column's name → (N, *shape). An
+        compute: Runner and pooling: pixels (N, H, W, C) → column's name → (N, *shape). An
             ``ImageError`` means that these pixels cannot be computed, and others can.
         schema: Of the store.
         block_size: Images of a block.
@@ -115,7 +115,7 @@ class Pipeline:
     def __init__(
         self,
         decoders: Decoders,
-        compute: Callable[[NDArray[np.uint8], Seconds], dict[str, NDArray[Any]]],
+        compute: Callable[[NDArray[Any], Seconds], dict[str, NDArray[Any]]],
         schema: Schema,
         *,
         block_size: int,

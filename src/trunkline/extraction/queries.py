@@ -25,7 +25,7 @@ from trunkline.extraction.pipeline import Seconds
 from trunkline.extraction.places import store_at
 from trunkline.extraction.pooling import unfit
 from trunkline.images import pixels
-from trunkline.photos import ImageSource, decode_photo
+from trunkline.photos import ImageSource
 
 Metric = Literal["cosine", "dot", "l2"]
 
@@ -71,23 +71,21 @@ class Embedder:
             ImageError: The image cannot be decoded, or its numbers are none.
         """
         decoding = self._decoding
-        photo = decode_photo(
-            _content(image),
-            decoding.preprocessing,
-            decode=decoding.decode,
-            max_pixels=decoding.max_pixels,
-            max_bytes=decoding.max_bytes,
-            alpha=decoding.alpha,
-        )
+        photo = decoding.decoded(self._content(image))
         values = pixels(photo, decoding.preprocessing)
         # In a batch of the size that the store's were in: engines add up in another order else.
-        batch = np.zeros((self._batch_size, *values.shape), np.uint8)
+        batch = np.zeros((self._batch_size, *values.shape), values.dtype)
         batch[0] = values
         computed = self._computing(batch, Seconds())
         first = {name: array[:1] for name, array in computed.items()}
         if why := unfit(first):
             raise ImageError(f"the image cannot be embedded: {why[0]}")
         return {name: array[0] for name, array in first.items()}
+
+    def _content(self, image: Any) -> Any:
+        if isinstance(image, np.ndarray) and self._decoding.bands is not None:
+            return image
+        return _content(image)
 
 
 def _content(image: Any) -> ImageSource:

@@ -215,7 +215,7 @@ class Session:
         if self._progress is not None:
             self._progress(self.tally)
 
-    def _computed(self, pixels: NDArray[np.uint8], seconds: Seconds) -> dict[str, NDArray[Any]]:
+    def _computed(self, pixels: NDArray[Any], seconds: Seconds) -> dict[str, NDArray[Any]]:
         if self._computing is None:
             self._computing = self._build()
         values = self._computing(pixels, seconds)

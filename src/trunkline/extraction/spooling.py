@@ -32,7 +32,7 @@ def is_in_memory(src: object) -> bool:
     )
 
 
-def spooled(src: Any, out: str | os.PathLike[str]) -> Path:
+def spooled(src: Any, out: str | os.PathLike[str], *, rasters: bool = False) -> Path:
     """Write images into the file beside a store, or see that those there are the same.
 
     Args:
@@ -41,6 +41,8 @@ def spooled(src: Any, out: str | os.PathLike[str]) -> Path:
             images or ``(key, image)`` pairs. An image is a path, the bytes of a file, a Pillow
             image, or a uint8 array or tensor, ``(H, W, 3)``, ``(H, W)`` or ``(3, H, W)``.
         out: The store, a local path.
+        rasters: Whether arrays and tensors are ``(H, W, C)`` and ``(C, H, W)`` of any number of
+            channels and any dtype; a source that is an array is ``(N, H, W, C)`` then.
 
     Returns:
         The file.
@@ -54,7 +56,7 @@ def spooled(src: Any, out: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"images in memory need a store on a local disk, got {out}.")
     target = Path(f"{os.fspath(out).rstrip('/')}.images.parquet")
     with written_whole(target if not target.exists() else _aside(target)) as path:
-        _write(path, src)
+        _write(path, src, rasters=rasters)
         if not target.exists():
             return target
         same = sha256_of(path) == sha256_of(target)
@@ -71,7 +73,7 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.again-{os.getpid()}")
 
 
-def _write(path: Path, src: Any) -> None:
+def _write(path: Path, src: Any, *, rasters: bool) -> None:
     pa = require("pyarrow", "images in memory")
     from pyarrow import parquet
 
@@ -88,7 +90,7 @@ def _write(path: Path, src: Any) -> None:
             keys.clear()
             contents.clear()
 
-        for number, (key, image) in enumerate(_pairs(src)):
+        for number, (key, image) in enumerate(_pairs(src, rasters=rasters)):
             digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if digest in seen:
                 raise ConfigError(
@@ -96,7 +98,9 @@ def _write(path: Path, src: Any) -> None:
                 )
             seen.add(digest)
             keys.append(key)
-            contents.append(encoded(image, number))
+            contents.append(
+                _raster(image) if rasters and _is_numbers(image) else encoded(image, number)
+            )
             held += len(contents[-1])
             if held > _GROUP_BYTES:
                 flush()
@@ -107,9 +111,10 @@ def _write(path: Path, src: Any) -> None:
             flush()
 
 
-def _pairs(src: Any) -> Iterator[tuple[str, Any]]:
+def _pairs(src: Any, *, rasters: bool) -> Iterator[tuple[str, Any]]:
     """Yield key and image; images without a key are numbered."""
-    if isinstance(src, np.ndarray) and (src.ndim not in (3, 4) or src.dtype != np.uint8):
+    is_array = isinstance(src, np.ndarray) and not rasters
+    if is_array and (src.ndim not in (3, 4) or src.dtype != np.uint8):
         raise ConfigError(
             f"an array as a source is (N, H, W, 3) uint8, RGB, got {src.shape} {src.dtype}."
         )
@@ -134,6 +139,24 @@ def _is_image(value: object) -> bool:
     return isinstance(value, bytes | os.PathLike | Image.Image | np.ndarray) or hasattr(
         value, "detach"
     )
+
+
+def _is_numbers(image: object) -> bool:
+    return isinstance(image, np.ndarray) or hasattr(image, "detach")
+
+
+def _raster(image: Any) -> bytes:
+    """Return an array ``(H, W, C)``, or a tensor ``(C, H, W)``, as the bytes of a TIFF."""
+    tifffile = require("tifffile", "rasters in memory")
+    if hasattr(image, "detach"):
+        image = image.detach().cpu().numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    made = io.BytesIO()
+    tifffile.imwrite(
+        made, np.ascontiguousarray(planes), photometric="minisblack", planarconfig="separate"
+    )
+    return made.getvalue()
 
 
 def encoded(image: Any, number: int) -> bytes:

@@ -24,6 +24,7 @@ EXTRAS = {
     "pyarrow.parquet": "extract",
     "ray": "ray",
     "ray.data": "ray",
+    "tifffile": "images",
     "zarr": "extract",
 }
 
