@@ -130,9 +130,7 @@ def _not_opened(file: BinaryIO, name: str, formats: Sequence[str]) -> str:
             'pip install "trunkline[images]"'
         )
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from trunkline.rasters import described_tiff  # which reads what Pillow does not
-
-        held = described_tiff(file)
+        held = _described_tiff(file)
         what = f"a TIFF of {held}" if held else "a TIFF of a kind that Pillow does not read"
         return (
             f"{name} is {what}, and no photo: choose its bands and say which number is white, "
@@ -143,6 +141,21 @@ def _not_opened(file: BinaryIO, name: str, formats: Sequence[str]) -> str:
         if head[start : start + len(mark)].lower() == mark.lower():
             return f"{name} is {what}; give a photo: {', '.join(formats)}."
     return f"{name} is no photo, or only the beginning of one; give a file of {', '.join(formats)}."
+
+
+def _described_tiff(file: BinaryIO) -> str | None:
+    """Return what a TIFF holds, as "13 bands, uint16, 64x48"; None where it cannot be told."""
+    try:
+        import tifffile
+
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            series = tiff.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            bands = math.prod(series.shape) // (sizes["X"] * sizes["Y"])
+            return f"{bands} bands, {series.dtype}, {sizes['X']}x{sizes['Y']}"
+    except Exception:  # of no reader, or of a damaged file: the error that is on its way says it
+        return None
 
 
 def has_large_texts(error: BaseException) -> bool:

@@ -181,9 +181,27 @@ def load_images(
     """
     if isinstance(sources, str | bytes):
         raise InputError("load_images takes several images; put a single one into a list.")
-    from trunkline.pictures import stacked  # which imports this module
-
     return stacked([preprocess(decode_image(source), preprocessing) for source in sources])
+
+
+def stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """Return one batch of preprocessed photos.
+
+    Raises:
+        InputError: There are none, or their sizes differ.
+    """
+    import torch
+
+    if not images:
+        raise InputError("there is no image in the list; give at least one.")
+    for number, image in enumerate(images):
+        if image.shape != images[0].shape:
+            first, other = (f"{x.shape[1]}x{x.shape[2]}" for x in (images[0], image))
+            raise InputError(
+                f"image 0 is {first} and image {number} is {other} (H×W) after preprocessing; "
+                "size=N or size=(H, W) makes them equal, or take them one by one."
+            )
+    return torch.stack(images)
 
 
 @cache

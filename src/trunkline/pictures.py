@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from trunkline.errors import ConfigError, InputError
-from trunkline.images import decode_image, preprocess
+from trunkline.images import decode_image, preprocess, stacked
 from trunkline.photos import Photo
 from trunkline.preprocessing import Preprocessing
 from trunkline.rasters import Raster
@@ -61,26 +61,6 @@ def tensors_of(images: object, preprocessing: Preprocessing) -> torch.Tensor:
         )
     made = [preprocess(picture, preprocessing) for picture in pictures]
     return stacked(made) if is_several(images) else made[0]
-
-
-def stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """Return one batch of preprocessed photos.
-
-    Raises:
-        InputError: There are none, or their sizes differ.
-    """
-    import torch
-
-    if not images:
-        raise InputError("there is no image in the list; give at least one.")
-    for number, image in enumerate(images):
-        if image.shape != images[0].shape:
-            first, other = (f"{x.shape[1]}x{x.shape[2]}" for x in (images[0], image))
-            raise InputError(
-                f"image 0 is {first} and image {number} is {other} (H×W) after preprocessing; "
-                "size=N or size=(H, W) makes them equal, or take them one by one."
-            )
-    return torch.stack(images)
 
 
 def _is_array(value: object) -> bool:

@@ -170,21 +170,6 @@ def decode_bands(
             return _raster(_of_image(opened, name), chosen, name, None)
 
 
-def described_tiff(file: BinaryIO) -> str | None:
-    """Return what a TIFF holds, as "13 bands, uint16, 64x48"; None where it cannot be told."""
-    try:
-        import tifffile
-
-        file.seek(0)
-        with tifffile.TiffFile(file) as tiff:
-            series = tiff.series[0]
-            sizes = dict(zip(series.axes, series.shape, strict=True))
-            bands = math.prod(series.shape) // (sizes["X"] * sizes["Y"])
-            return f"{bands} bands, {series.dtype}, {sizes['X']}x{sizes['Y']}"
-    except Exception:  # of no reader, or of a damaged file: the error that is on its way says it
-        return None
-
-
 def _is_finite(value: object) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)  # type: ignore[arg-type]

@@ -222,7 +222,9 @@ def test_several_photos_and_sizes(own: Classifier) -> None:
     photo = Image.new("RGB", (80, 60), "red")
     found = classify([CAT, photo], own, 2)
     assert [len(guesses) for guesses in found] == [2, 2]
-    assert found[0] == classify(CAT, own, 2)
+    for together, alone in zip(found[0], classify(CAT, own, 2), strict=True):
+        assert (together.index, together.label) == (alone.index, alone.label)
+        assert together.probability == pytest.approx(alone.probability)
     assert classify(photo, own, 1, size=64) != classify(photo, own, 1, size=32)
     with pytest.raises(
         ConfigError, match=r"a classifier or a runner of one is expected, got ResNet"
@@ -293,3 +295,107 @@ def test_a_folder_without_a_classifier_is_told(
     with pytest.raises(SystemExit):
         app(["classify", str(CAT), "--backbone", str(folder)])
     assert "holds a backbone without a classifier" in capsys.readouterr().err
+
+
+def test_a_pool_that_a_file_does_not_say_is_given(tmp_path: Path) -> None:
+    classifier = create_classifier("resnet18", labels=LABELS, pool="max").eval()
+    bare, folder = tmp_path / "run.pt", tmp_path / "folder"
+    torch.save(classifier.state_dict(), bare)
+    assert torch.equal(logits(load_classifier("resnet18", bare, pool="max")), logits(classifier))
+    trunkline.save_pretrained(classifier, folder)
+    assert load_classifier(str(folder)).head.pool == "max"
+    said = r"pool='avg' is asked for, and the classifier of .* was trained with 'max'; leave pool"
+    with pytest.raises(ConfigError, match=said):
+        load_classifier(str(folder), pool="avg")
+    with pytest.raises(ConfigError, match=said):
+        load_classifier("resnet18", folder / "model.safetensors", pool="avg")
+    with pytest.raises(ConfigError, match=said):
+        create_classifier("resnet18", weights=folder / "model.safetensors", pool="avg")
+    assert create_classifier("resnet18", weights=folder / "model.safetensors").head.pool == "max"
+    for to, name, warned in (
+        ("torchvision", "a.pth", "that library's networks take the average"),
+        ("torchvision", "a.safetensors", "that library's networks take the average"),
+        ("trunkline", "b.pth", "which this kind of file cannot say"),
+        ("trunkline", "b.safetensors", ""),
+    ):
+        report = trunkline.convert(folder / "model.safetensors", tmp_path / name, to=to)
+        assert warned in " ".join(report.notes)
+        assert bool(warned) == ("max" in " ".join(report.notes))
+
+
+def test_a_saved_folder_is_loaded_as_its_file_is(tmp_path: Path, own: Classifier) -> None:
+    trunkline.save_pretrained(own, tmp_path / "own")
+    loaded = load_classifier(str(tmp_path / "own"), labels=["a", "b", "c"])
+    assert torch.equal(logits(loaded), logits(own))
+    assert loaded.labels == ("a", "b", "c")
+    trunkline.save_pretrained(own.backbone, tmp_path / "backbone")
+    with pytest.raises(WeightsMismatchError, match="holds a backbone and no classifier"):
+        load_classifier(str(tmp_path / "backbone"))
+    with pytest.raises(ConfigError, match="own"):
+        load_classifier(str(tmp_path / "own"), "run.pt")
+
+
+def test_a_head_without_a_bias_is_one(tmp_path: Path, own: Classifier) -> None:
+    state = own.state_dict()
+    del state["head.linear.bias"]
+    torch.save(state, tmp_path / "run.pt")
+    loaded = load_classifier("resnet18", tmp_path / "run.pt")
+    assert not loaded.head.linear.bias.any()
+    assert loaded.backbone.load_report is not None
+    assert "has no bias; zeros stand for it" in " ".join(loaded.backbone.load_report.notes)
+    torch.testing.assert_close(logits(loaded) + own.head.linear.bias, logits(own))
+    made = create_classifier("resnet18", weights=tmp_path / "run.pt")
+    assert torch.equal(made.head.linear.weight, own.head.linear.weight)
+
+
+def test_a_head_that_gets_other_names_is_said_to_be_the_old_one(tmp_path: Path) -> None:
+    torch.save(create_classifier("dla46-c", 1000).state_dict(), tmp_path / "run.pt")
+    names = [f"class {number}" for number in range(1000)]
+    made = create_classifier("dla46-c", labels=names, weights=tmp_path / "run.pt")
+    assert made.backbone.load_report is not None
+    assert "is kept, and called by other names: 'class 0' was 'tench'" in " ".join(
+        made.backbone.load_report.notes
+    )
+
+
+def test_photos_of_one_size_are_classified_together(
+    own: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    forward = Classifier.with_maps
+
+    def counted(self: Classifier, images: Tensor) -> Any:
+        taken.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "with_maps", counted)
+    photos = [Image.new("RGB", (40 + 30 * (n > 17), 40), (n * 12, 0, 0)) for n in range(20)]
+    together = classify(photos, own, 3)
+    assert taken == [16, 4]  # the default size makes all of them alike
+    alone = [classify(one, own, 3) for one in photos]
+    for several, one in zip(together, alone, strict=True):
+        assert [guess.index for guess in several] == [guess.index for guess in one]
+        assert [g.probability for g in several] == pytest.approx([g.probability for g in one])
+
+
+def test_the_verb_takes_a_folder_of_photos(tmp_path: Path, own: Classifier) -> None:
+    trunkline.save_pretrained(own, tmp_path / "own")
+    photos = tmp_path / "photos" / "deep"
+    photos.mkdir(parents=True)
+    for name in ("b.png", "a.png", "notes.txt"):
+        Image.new("RGB", (40, 40)).save(photos / name, "PNG")
+    command = ["classify", str(tmp_path / "photos"), "--backbone", str(tmp_path / "own"), "--json"]
+    result = CliRunner().invoke(app, [*command, "--top", "1"])
+    assert result.exit_code == 0, result.output
+    found = [Path(one["image"]).name for one in json.loads(result.stdout)["images"]]
+    assert found == ["a.png", "b.png"]
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(app, ["classify", str(tmp_path / "empty"), *command[2:]])
+    assert "is a folder without photos" in " ".join(result.stderr.split())
+
+
+def test_extract_says_where_the_backbone_of_a_classifier_is(
+    tmp_path: Path, own: Classifier
+) -> None:
+    with pytest.raises(ConfigError, match=r"got Classifier, which has one: give its \.backbone"):
+        trunkline.extract("examples", tmp_path / "f.parquet", own)  # type: ignore[arg-type]

@@ -21,7 +21,8 @@ from trunkline.errors import (
     OutputError,
     WeightsNotFoundError,
 )
-from trunkline.weights.pretrained import from_pretrained, push_to_hub, save_pretrained
+from trunkline.heads.pretrained import push_to_hub
+from trunkline.weights.pretrained import from_pretrained, save_pretrained
 
 if TYPE_CHECKING:
     from tests.conftest import Family

@@ -12,7 +12,7 @@ import typer
 from trunkline.cli.features import parse_size
 from trunkline.cli.loaded import AgreeOption, download_bars, print_report, report_as_dict
 from trunkline.cli.output import one_line, print_json, print_table
-from trunkline.errors import ConfigError
+from trunkline.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from trunkline.heads.classifier import Classifier, Guess
@@ -59,6 +59,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     from trunkline.images import decode_image  # when the verb runs: --help does not need them
 
     names = None if labels is None else read_labels(labels)
+    images = [one for given in images for one in _photos_in(given)]
     photos = [decode_image(one) for one in images]  # a bad one is known before any weights
     classifier = _classifier(
         backbone,
@@ -83,6 +84,25 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         print_json(one)
         return
     _print(reports, classifier, about)
+
+
+def _photos_in(given: str) -> list[str]:
+    """Return the photos of a folder in the order of their names, or what is none as it is.
+
+    Raises:
+        ImageError: A folder without photos.
+    """
+    from trunkline.images import image_suffixes
+
+    folder = Path(given)
+    if not folder.is_dir():
+        return [given]
+    found = sorted(one for one in folder.rglob("*") if one.suffix.lower() in image_suffixes())
+    if not found:
+        raise ImageError(
+            f"{given} is a folder without photos; give one that has some, or the paths of photos."
+        )
+    return [str(one) for one in found]
 
 
 def _classifier(

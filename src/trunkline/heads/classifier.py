@@ -7,7 +7,7 @@ Source: He et al. 2015, arXiv:1512.03385, section 3.3; DLA and RegNet end alike.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,6 +28,7 @@ from trunkline.weights.hub import Progress
 from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import LoadReport, Read, adopt, understood
 from trunkline.weights.numbers import check_kinds, unsound
+from trunkline.weights.opening import check_no_weights, is_saved
 from trunkline.zoo import create_backbone, weights_of_name
 
 Pool = Literal["avg", "max"]
@@ -139,6 +140,9 @@ def as_network(model: Backbone | Classifier) -> Backbone:
     return model.as_network() if isinstance(model, Classifier) else model
 
 
+_BATCH = 16  # photos that are classified at once, where their sizes agree
+
+
 @dataclass(frozen=True)
 class Guess:
     """One class of a photo.
@@ -160,7 +164,7 @@ def create_classifier(
     *,
     labels: Sequence[str] | None = None,
     weights: WeightsLike | None = None,
-    pool: Pool = "avg",
+    pool: Pool | None = None,
     return_idx: Sequence[int] = (3,),
     **options: Unpack[Options],
 ) -> Classifier:
@@ -173,7 +177,8 @@ def create_classifier(
         weights: As for ``create_backbone``. Where the file holds a classifier of as many classes
             and no other labels, that is loaded too; else the classifier is new, and
             ``backbone.load_report`` says so.
-        pool: Over H and W of the last map, ``"avg"`` or ``"max"``.
+        pool: Over H and W of the last map, ``"avg"`` or ``"max"``; None takes what the file says of
+            itself, else ``"avg"``.
         return_idx: Stages of the backbone that are kept; the last one returned is classified.
         **options: See ``trunkline.backbones.backbone.BackboneOptions``.
 
@@ -182,8 +187,8 @@ def create_classifier(
         tensors ``backbone.…`` and ``head.linear.…``.
 
     Raises:
-        ConfigError: No number of classes, labels that do not fit it, or an option outside what is
-            allowed.
+        ConfigError: No number of classes, labels that do not fit it, another pool than the file's
+            classifier was trained with, or an option outside what is allowed.
         WeightsError: Weights that cannot be had or do not fit.
 
     Example:
@@ -201,7 +206,7 @@ def create_classifier(
             raise ConfigError("say how many classes there are: num_classes=N, or labels=[…].")
         backbone = create_backbone(name, return_idx=return_idx, **built)
         return Classifier(
-            backbone, ClassifierHead(backbone.channels[-1], num_classes, pool), labels
+            backbone, ClassifierHead(backbone.channels[-1], num_classes, pool or "avg"), labels
         )
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=return_idx, **built)
@@ -222,9 +227,17 @@ def create_classifier(
     report = adopt(backbone, read, check=check)
     if fits:
         head = create_head(backbone, read, pool)
-        backbone.load_report = report_with_head(report, head, read)
-        return Classifier(backbone, head, labels or _known_labels(read, head)).train()
-    head = ClassifierHead(backbone.channels[-1], cast(int, num_classes), pool)
+        named = _known_labels(read, head)
+        report = report_with_head(report, head, read)
+        if labels is not None and named is not None and tuple(labels) != tuple(named):
+            said = (
+                f"The classifier of the file's {held} classes is kept, and called by other names: "
+                f"{labels[0]!r} was {named[0]!r}."
+            )
+            report = dataclasses.replace(report, notes=(*report.notes, said))
+        backbone.load_report = report
+        return Classifier(backbone, head, labels or named).train()
+    head = ClassifierHead(backbone.channels[-1], cast(int, num_classes), pool or "avg")
     said = f"The classifier of {num_classes} classes is new: the file has " + (
         "none." if held is None else f"one of {held} classes." if held != num_classes else "others."
     )
@@ -237,6 +250,7 @@ def load_classifier(
     weights: WeightsLike = "default",
     *,
     labels: Sequence[str] | None = None,
+    pool: Pool | None = None,
     layout: str = "auto",
     prefix: str | None = None,
     allow_noncommercial: bool = False,
@@ -245,10 +259,13 @@ def load_classifier(
     """Build a whole network, classifier included, from a checkpoint.
 
     Args:
-        name: A variant, as for ``create_backbone``.
+        name: A variant, as for ``create_backbone``; or what ``save_pretrained`` wrote, a folder or
+            ``hf://owner/repo``, which has its own weights.
         weights: As for ``load_weights``: a published checkpoint, or what a training script saved
             of a ``Classifier``, of Lightning, DataParallel or an average around one.
         labels: One name per class; by default those that the file or the catalog knows.
+        pool: Over H and W of the last map, ``"avg"`` or ``"max"``; by default what the file says,
+            else ``"avg"``, as all published networks have it. A plain state dict does not say it.
         layout: As for ``load_weights``.
         prefix: As for ``load_weights``.
         allow_noncommercial: Agree to licences that forbid commercial use.
@@ -260,8 +277,10 @@ def load_classifier(
     Raises:
         WeightsMismatchError: The file holds no classifier, or does not fit.
         WeightsError: The weights cannot be had or read, see ``load_weights``.
-        ConfigError: Another number of labels than of classes.
+        ConfigError: Another number of labels than of classes; another pool than the file says.
     """
+    if is_saved(name):
+        return _saved(name, weights, labels, pool)
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=(3,))
     if isinstance(weights, str):
@@ -274,9 +293,34 @@ def load_classifier(
         allow_noncommercial=allow_noncommercial,
         progress=progress,
     )
-    head = create_head(backbone, read)
+    head = create_head(backbone, read, pool)
     backbone.load_report = report_with_head(adopt(backbone, read), head, read)
     return Classifier(backbone, head, labels or _known_labels(read, head)).eval()
+
+
+def _saved(
+    name: str, weights: WeightsLike, labels: Sequence[str] | None, pool: Pool | None
+) -> Classifier:
+    """Return the classifier that ``save_pretrained`` wrote."""
+    from trunkline.heads.pretrained import from_pretrained  # which imports this module
+
+    check_no_weights(name, "none" if weights == "default" else str(weights))
+    saved = from_pretrained(name)
+    if not isinstance(saved, Classifier):
+        raise WeightsMismatchError(
+            f"{name} holds a backbone and no classifier; from_pretrained builds it, and "
+            "create_classifier one with new classes."
+        )
+    _check_pool(saved.head.pool, pool, name)
+    return saved if labels is None else Classifier(saved.backbone, saved.head, labels).eval()
+
+
+def _check_pool(said: Pool | None, asked: Pool | None, where: object) -> None:
+    if None not in (said, asked) and said != asked:
+        raise ConfigError(
+            f"pool={asked!r} is asked for, and the classifier of {where} was trained with "
+            f"{said!r}; leave pool out, or take its backbone and train a new classifier."
+        )
 
 
 def _known_labels(read: Read, head: ClassifierHead) -> Sequence[str] | None:
@@ -293,9 +337,10 @@ def _known_labels(read: Read, head: ClassifierHead) -> Sequence[str] | None:
 def _classes_in(read: Read, backbone: Backbone) -> int | None:
     """Return how many classes the linear classifier in a file has, None for none that fits."""
     weight, bias = (read.native.head.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
-    if weight is None or bias is None or bias.ndim != 1 or not bias.numel():
+    if weight is None or weight.ndim != 2 or weight.shape[1] != backbone.channels[-1]:
         return None
-    return len(bias) if weight.shape == (len(bias), backbone.channels[-1]) else None
+    fits = bias is None or bias.shape == weight.shape[:1]
+    return len(weight) or None if fits else None
 
 
 def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> ClassifierHead:
@@ -303,16 +348,19 @@ def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> Cla
 
     Raises:
         WeightsMismatchError: It holds none, or one for another width.
+        ConfigError: It was trained with another pool than is asked for.
     """
     path, found = read.located.path, read.native.head
     check_kinds(found, path, read.checkpoint.tensors)
     weight, bias = (found.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
-    if weight is None or bias is None:
+    if weight is None:
         raise WeightsMismatchError(
             f"{path} holds no classifier; its maps can be had with create_backbone. "
             f"`trunkline weights list {backbone.variant}` shows checkpoints with classes."
         )
     channels = backbone.channels[-1]
+    if bias is None:  # Linear(bias=False) adds nothing, and so do zeros
+        bias = torch.zeros(len(weight) if weight.ndim else 0, dtype=weight.dtype)
     if not bias.numel() or bias.ndim != 1 or weight.shape != (len(bias), channels):
         sizes = ["×".join(map(str, one.shape)) or "a scalar" for one in (weight, bias)]
         raise WeightsMismatchError(
@@ -321,6 +369,7 @@ def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> Cla
             "create_backbone."
         )
     said = read.statement.pool if read.statement else None
+    _check_pool(said, pool, path)
     with torch.device("meta"):
         head = ClassifierHead(channels, len(bias), said or pool or "avg")
     # A copy of one's own, as for the backbone: tensors of a file are views of it.
@@ -336,12 +385,14 @@ def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> Cla
 def report_with_head(report: LoadReport, head: ClassifierHead, read: Read) -> LoadReport:
     """Return the report of a load that did take the classifier."""
     taken = {name.upstream for name in read.match.head.values()}
+    has_bias = f"{CLASSIFIER}bias" in read.native.head
+    bare = () if has_bias else ("The file's classifier has no bias; zeros stand for it.",)
     left = {why: tuple(n for n in names if n not in taken) for why, names in report.dropped.items()}
     return dataclasses.replace(
         report,
         matched=report.matched + len(taken),
         dropped={why: names for why, names in left.items() if names},
-        notes=(*report.notes, *unsound(head.state_dict())),
+        notes=(*report.notes, *bare, *unsound(head.state_dict())),
     )
 
 
@@ -383,18 +434,30 @@ def classify(
         raise ConfigError(f"top must be from 1 to {classes}, the number of classes, got {top}.")
     chosen = preprocessing if size is None else preprocessing.with_size(size)
     several = isinstance(image, list | tuple)
-    found = []
     photos = cast(Sequence[ImageSource], image if several else [image])
-    for one in photos:
-        prepared = preprocess(decode_image(one), chosen)[None]  # (1, 3, H, W)
-        probabilities, indices = run(prepared)[0].float().softmax(0).topk(top)
-        found.append(
-            [
-                Guess(index, labels[index] if labels else str(index), probability)
-                for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
-            ]
-        )
+    fixed = getattr(classifier, "input_shape", None)  # of a runner, which may take one number only
+    prepared = (preprocess(decode_image(one), chosen) for one in photos)  # each (3, H, W)
+    found = []
+    for batch in _alike(prepared, 1 if fixed else _BATCH):
+        for logits in run(batch):
+            probabilities, indices = logits.float().softmax(0).topk(top)
+            both = zip(indices.tolist(), probabilities.tolist(), strict=True)
+            found.append(
+                [Guess(i, labels[i] if labels else str(i), probability) for i, probability in both]
+            )
     return found if several else found[0]
+
+
+def _alike(images: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    """Yield batches ``(n, 3, H, W)``, n up to ``most``, of neighbours of one size."""
+    waiting: list[Tensor] = []
+    for image in images:
+        if waiting and (len(waiting) == most or waiting[0].shape != image.shape):
+            yield torch.stack(waiting)
+            waiting = []
+        waiting.append(image)
+    if waiting:
+        yield torch.stack(waiting)
 
 
 def _caller(classifier: Any) -> tuple[Any, int, tuple[str, ...] | None, Any]:

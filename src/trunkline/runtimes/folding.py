@@ -77,6 +77,11 @@ def check_backbone(backbone: object) -> None:
         ConfigError: As it says.
     """
     if not isinstance(backbone, Backbone):
+        if isinstance(getattr(backbone, "backbone", None), Backbone):
+            raise ConfigError(
+                f"a trunkline backbone is expected, got {type(backbone).__name__}, which has one: "
+                "give its .backbone."
+            )
         raise ConfigError(
             f"a trunkline backbone is expected, got {type(backbone).__name__}; "
             "create_backbone, ResNet, DLANet and RegNet make one."

@@ -140,7 +140,9 @@ def convert(
         state.update(_head_for(target, architecture, read, notes, own=own))
     tensors = to_upstream(target, architecture, state)
     held = any(native.startswith(CLASSIFIER) for native in state)
-    _write(Path(dst), to, tensors, _statement(read, name, target, held=held))
+    told = _statement(read, name, target, held=held)
+    _write(Path(dst), to, tensors, told)
+    warnings = _warnings(target, Path(dst), architecture, list(state), told.pool)
     return ConversionReport(
         path=Path(dst),
         variant=name,
@@ -148,7 +150,7 @@ def convert(
         written_as=target.name,
         num_tensors=len(tensors),
         classifier=held,
-        notes=(*notes, *unsound(state), *_warnings(target, Path(dst), architecture, list(state))),
+        notes=(*notes, *unsound(state), *warnings),
     )
 
 
@@ -334,9 +336,19 @@ def _statement(read: Read, variant: str, target: Layout, *, held: bool) -> State
 
 
 def _warnings(
-    target: Layout, dst: Path, architecture: Architecture, native: list[str]
+    target: Layout, dst: Path, architecture: Architecture, native: list[str], pool: str | None
 ) -> list[str]:
     said = []
+    if pool == "max" and target.name != "trunkline":
+        said.append(
+            "The classifier was trained on the maximum over H and W, and that library's networks "
+            "take the average there: give them a global max pooling, or the logits are others."
+        )
+    elif pool == "max" and dst.suffix != ".safetensors":
+        said.append(
+            "The classifier was trained with pool='max', which this kind of file cannot say: give "
+            "it to load_classifier, or write .safetensors."
+        )
     if target.bgr:
         said.append("The stem takes BGR, as that library's networks do.")
     if dst.suffix == ".safetensors":  # which says the rest in its metadata

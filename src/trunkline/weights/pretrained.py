@@ -304,36 +304,6 @@ def _read_config(path: Path) -> tuple[Architecture, BackboneOptions, Preprocessi
     return architecture, options, written.preprocessing
 
 
-def push_to_hub(
-    backbone: Backbone,
-    repo: str,
-    *,
-    license: str | None = None,  # noqa: A002
-    private: bool = False,
-    token: str | None = None,
-) -> str:
-    """Save a backbone and upload it to the Hugging Face Hub.
-
-    Args:
-        backbone: What to upload.
-        repo: ``owner/name``; made if it is not there.
-        license: As for ``save_pretrained``.
-        private: Make a new repository private.
-        token: Of the Hub; by default the one that ``hf auth login`` stored.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ConfigError: As ``save_pretrained``.
-        OutputError: The Hub refused it, or cannot be reached.
-        OfflineError: The network is switched off.
-    """
-    return upload(
-        repo, lambda folder: save_pretrained(backbone, folder, license=license), private, token
-    )
-
-
 def upload(repo: str, write: Callable[[str], object], private: bool, token: str | None) -> str:
     """Upload what ``write`` puts into a folder, and return the address of the commit.
 
