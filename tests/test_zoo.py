@@ -12,7 +12,7 @@ import torch
 import trunkline
 from trunkline import facts as written
 from trunkline.backbones import dla, regnet, resnet
-from trunkline.errors import ConfigError
+from trunkline.errors import ConfigError, UnknownVariantError
 from trunkline.zoo import canonical_name
 
 MODULES = (resnet, dla, regnet)
@@ -148,7 +148,8 @@ def test_what_is_written_down_of_the_variants_is_what_they_are() -> None:
         assert known == trunkline.info(name), "run `make fix`"
         for alias in (name.upper(), name.replace("-", "_"), f"owner/{name}", *known.aliases):
             assert written.fact(alias) == known
-    assert written.fact("resnet49") is None
+    with pytest.raises(UnknownVariantError, match=r"no variant .resnet49.; closest: "):
+        written.fact("resnet49")
 
 
 @pytest.mark.parametrize("verb", [["list"], ["list", "--json"], ["info", "regnety_040"]])

@@ -13,6 +13,7 @@ from importlib import resources
 import msgspec
 
 from trunkline.backbones.levels import Level
+from trunkline.backbones.variants import VariantNames
 
 FILE = "variants.json"
 
@@ -45,10 +46,20 @@ def facts() -> dict[str, BackboneInfo]:
     return {one.name: one for one in msgspec.json.decode(content, type=list[BackboneInfo])}
 
 
-def fact(name: str) -> BackboneInfo | None:
-    """Return what is known of a variant by any of its names, None for a name that is not here."""
-    plain = name.strip().lower().replace("_", "-").rpartition("/")[2]
-    known = facts()
-    if plain in known:
-        return known[plain]
-    return next((one for one in known.values() if plain in one.aliases), None)
+@cache
+def names() -> VariantNames:
+    """Return the names of all variants, as ``trunkline.zoo`` has them, without PyTorch."""
+    known = facts().values()
+    return VariantNames(
+        {one.name: one.family for one in known},
+        {alias: one.name for one in known for alias in one.aliases},
+    )
+
+
+def fact(name: str) -> BackboneInfo:
+    """Return what is known of a variant by any of its names.
+
+    Raises:
+        UnknownVariantError: No such name; the closest ones are in the text.
+    """
+    return facts()[names().canonical(name)]

@@ -16,16 +16,17 @@ from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
-from trunkline.backbones.upstream_names import check_checkpoint, parted
-from trunkline.backbones.variants import normalize_name, resolve_variant
+from trunkline.backbones.variants import VariantNames
 from trunkline.backbones.words import check_words
-from trunkline.errors import ConfigError, UnknownVariantError
+from trunkline.errors import ConfigError
 from trunkline.facts import BackboneInfo
 
 # A row a family: where its variants and other libraries' names for them stand.
 _MODULES = {"resnet": resnet, "dla": dla, "regnet": regnet}
-_FAMILY = {name: family for family, module in _MODULES.items() for name in module.VARIANTS}
-_ALIASES = {alias: name for module in _MODULES.values() for alias, name in module.ALIASES.items()}
+_NAMES = VariantNames(
+    {name: family for family, module in _MODULES.items() for name in module.VARIANTS},
+    {alias: name for module in _MODULES.values() for alias, name in module.ALIASES.items()},
+)
 
 
 def create_backbone(
@@ -124,14 +125,7 @@ def canonical_name(name: str) -> str:
     Raises:
         UnknownVariantError: No such name; the closest ones are in the text.
     """
-    try:
-        return resolve_variant(name, _FAMILY, _ALIASES)
-    except UnknownVariantError:
-        asked = parted(normalize_name(name)) if isinstance(name, str) else None
-        if asked is None or not _is_known(asked.network):
-            raise
-    check_checkpoint(name, asked.checkpoint)
-    return resolve_variant(asked.network, _FAMILY, _ALIASES)
+    return _NAMES.canonical(name)
 
 
 def named_checkpoint(name: str) -> str | None:
@@ -140,10 +134,7 @@ def named_checkpoint(name: str) -> str | None:
     Args:
         name: As for ``create_backbone``: ``"tv_resnet50"`` says ``"tv-in1k"``.
     """
-    plain = normalize_name(name)
-    if _is_known(plain) or (asked := parted(plain)) is None or not _is_known(asked.network):
-        return None
-    return asked.checkpoint
+    return _NAMES.checkpoint(name)
 
 
 def weights_of_name(name: str, weights: str) -> str:
@@ -154,11 +145,7 @@ def weights_of_name(name: str, weights: str) -> str:
         weights: ``"default"`` is the checkpoint that the name says, where it says one; anything
             else stays what it is.
     """
-    return (named_checkpoint(name) or weights) if weights == "default" else weights
-
-
-def _is_known(plain: str) -> bool:
-    return _ALIASES.get(plain, plain) in _FAMILY
+    return _NAMES.weights(name, weights)
 
 
 def variant_config(name: str) -> Architecture:
@@ -168,7 +155,7 @@ def variant_config(name: str) -> Architecture:
         UnknownVariantError: No such name; the closest ones are in the text.
     """
     variant = canonical_name(name)
-    configs: Mapping[str, Architecture] = _MODULES[_FAMILY[variant]].VARIANTS
+    configs: Mapping[str, Architecture] = _MODULES[_NAMES.families[variant]].VARIANTS
     return configs[variant]
 
 
@@ -181,9 +168,7 @@ def list_backbones(family: str | None = None) -> list[str]:
     Raises:
         ConfigError: Another family.
     """
-    if family is not None and family not in _MODULES:
-        raise ConfigError(f"no family {family!r}; allowed: {', '.join(_MODULES)}.")
-    return [name for name, of in _FAMILY.items() if family in (None, of)]
+    return _NAMES.listed(family)
 
 
 @cache
@@ -201,8 +186,8 @@ def info(name: str) -> BackboneInfo:
         backbone = create_backbone(variant, norm=NormStandIn, act=nn.Identity)
     return BackboneInfo(
         name=variant,
-        family=_FAMILY[variant],
-        aliases=tuple(sorted(alias for alias, of in _ALIASES.items() if of == variant)),
+        family=_NAMES.families[variant],
+        aliases=tuple(sorted(alias for alias, of in _NAMES.aliases.items() if of == variant)),
         num_parameters=backbone.num_parameters,
         macs=backbone.macs(),
         levels=backbone.levels,

@@ -31,6 +31,7 @@ FLAGS = {
         *("--allow-noncommercial", "--backbone", "--help", "--json", "--labels", "--layout"),
         *("--prefix", "--size", "--top", "--weights", "images"),
     ],
+    "completion": ["--help", "shell"],
     "convert": [
         *("--allow-noncommercial", "--help", "--json", "--layout", "--prefix", "--to"),
         *("--variant", "--without-classifier", "dst", "src"),
@@ -254,3 +255,60 @@ def test_real_process_with_a_bad_photo(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert re.fullmatch(r"trunkline: error: bad\.jpg is damaged or cut short .*\n", done.stderr)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.jpg"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list"],
+        ["info", "tv_resnet50"],
+        ["info", "resnet49"],
+        ["weights", "list"],
+        ["weights", "list", "resnet50", "--license", "permissive", "--sort", "accuracy"],
+        ["weights", "show", "resnet50", "default"],
+    ],
+)
+def test_what_needs_no_network_waits_for_no_pytorch(words: list[str]) -> None:
+    code = (
+        "import sys; from trunkline.cli.root import app\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("trunkline exp", ["export"]),
+        ("trunkline extract run --band", ["--bands"]),
+        ("trunkline extract run --backbone dla46", ["dla46-c", "dla46x-c"]),
+        ("trunkline info regnet-x-00", [f"regnet-x-00{n}" for n in ("2", "4", "4-tv", "6", "8")]),
+    ],
+)
+def test_shells_complete(typed: str, found: list[str]) -> None:
+    words = typed.split()
+    asked = {
+        **os.environ,
+        "_TRUNKLINE_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = "from trunkline.cli.root import app; app(prog_name='trunkline')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=asked, check=False
+    )
+    assert sorted(done.stdout.split()) == found, done.stderr
+
+
+def test_a_script_for_every_shell() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        result = CliRunner().invoke(app, ["completion", shell])
+        assert result.exit_code == 0, result.output
+        assert "_TRUNKLINE_COMPLETE" in result.stdout
+    result = CliRunner().invoke(app, ["completion", "tcsh"])
+    assert result.exit_code == 2
+    assert "no completion for tcsh; allowed: bash, zsh, fish" in result.stderr

@@ -7,10 +7,18 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from trunkline.backbones.words import right_class
+from trunkline.backbones.upstream_names import check_checkpoint, parted
 from trunkline.errors import ConfigError, UnknownVariantError
 
 T = TypeVar("T")
+_BUILDERS = (
+    ("dla", "DLANet", "DLANet(dla={name!r})"),
+    ("regnet", "RegNet", "RegNet(variant={name!r})"),
+    ("resnext", "ResNet", "ResNet(depth={name!r})"),
+    ("wide-resnet", "ResNet", "ResNet(depth={name!r})"),
+    ("presnet", "ResNet", "ResNet(depth={name!r})"),
+    ("resnet", "ResNet", "ResNet(depth={name!r})"),
+)
 
 
 def normalize_name(name: str) -> str:
@@ -95,3 +103,69 @@ def _family_of(variants: Mapping[str, Any]) -> str:
 def name_of(config: object, variants: Mapping[str, object]) -> str | None:
     """Return the variant whose config this is, None if there is none."""
     return next((name for name, known in variants.items() if known == config), None)
+
+
+def right_class(name: str, asked: str) -> str | None:
+    """Return the call that builds a name, where that is another class than the one asked.
+
+    Args:
+        name: A variant, normalised.
+        asked: The class that was given the name.
+    """
+    for beginning, owner, call in _BUILDERS:
+        if name.startswith(beginning):
+            return None if owner == asked else call.format(name=name)
+    return None
+
+
+class VariantNames:
+    """All variants of some families, by every name that they have; needs no PyTorch.
+
+    Args:
+        families: Variant → its family, in the order in which they are listed.
+        aliases: Other names, normalised → the variant.
+    """
+
+    def __init__(self, families: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+        self.families = families
+        self.aliases = aliases
+
+    def canonical(self, name: str) -> str:
+        """Return the variant that ``name`` means.
+
+        Raises:
+            UnknownVariantError: No such name; the closest ones are in the text.
+        """
+        try:
+            return resolve_variant(name, self.families, self.aliases)
+        except UnknownVariantError:
+            asked = parted(normalize_name(name)) if isinstance(name, str) else None
+            if asked is None or not self._has(asked.network):
+                raise
+        check_checkpoint(name, asked.checkpoint)
+        return resolve_variant(asked.network, self.families, self.aliases)
+
+    def checkpoint(self, name: str) -> str | None:
+        """Return the checkpoint that a name says beside its variant, None for that alone."""
+        plain = normalize_name(name)
+        if self._has(plain) or (asked := parted(plain)) is None or not self._has(asked.network):
+            return None
+        return asked.checkpoint
+
+    def weights(self, name: str, weights: str) -> str:
+        """Return ``weights``, or for ``"default"`` the checkpoint that the name says."""
+        return (self.checkpoint(name) or weights) if weights == "default" else weights
+
+    def listed(self, family: str | None = None) -> list[str]:
+        """Return the variants of a family, None for all.
+
+        Raises:
+            ConfigError: No such family.
+        """
+        known = dict.fromkeys(self.families.values())
+        if family is not None and family not in known:
+            raise ConfigError(f"no family {family!r}; allowed: {', '.join(known)}.")
+        return [name for name, of in self.families.items() if family in (None, of)]
+
+    def _has(self, plain: str) -> bool:
+        return self.aliases.get(plain, plain) in self.families

@@ -164,24 +164,3 @@ def check_words(
 
 
 # How names begin, and what builds them; the longer beginning first where one holds another.
-_BUILDERS = (
-    ("dla", "DLANet", "DLANet(dla={name!r})"),
-    ("regnet", "RegNet", "RegNet(variant={name!r})"),
-    ("resnext", "ResNet", "ResNet(depth={name!r})"),
-    ("wide-resnet", "ResNet", "ResNet(depth={name!r})"),
-    ("presnet", "ResNet", "ResNet(depth={name!r})"),
-    ("resnet", "ResNet", "ResNet(depth={name!r})"),
-)
-
-
-def right_class(name: str, asked: str) -> str | None:
-    """Return the call that builds a name, where that is another class than the one asked.
-
-    Args:
-        name: A variant, normalised.
-        asked: The class that was given the name.
-    """
-    for beginning, owner, call in _BUILDERS:
-        if name.startswith(beginning):
-            return None if owner == asked else call.format(name=name)
-    return None

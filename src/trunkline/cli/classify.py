@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.features import parse_size
 from trunkline.cli.loaded import AgreeOption, download_bars, print_report, report_as_dict
 from trunkline.cli.output import one_line, print_json, print_table
@@ -27,6 +28,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     backbone: Annotated[
         str,
         typer.Option(
+            autocompletion=backbones,
             metavar="NAME|FOLDER|hf://...",
             help="Its name; `trunkline list` shows all. Or what save_pretrained wrote.",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trunkline.cli.bench import parse_shape
+from trunkline.cli.completion import backbones
 from trunkline.cli.features import parse_levels
 from trunkline.cli.loaded import (
     AgreeOption,
@@ -30,7 +31,8 @@ def deploy_command(  # one parameter per flag
     name: Annotated[
         str,
         typer.Argument(
-            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://..."
+            autocompletion=backbones,
+            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://...",
         ),
     ],
     runtime: Annotated[

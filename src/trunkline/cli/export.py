@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.features import parse_levels, parse_size
 from trunkline.cli.loaded import (
     AgreeOption,
@@ -31,7 +32,8 @@ def export_command(  # one parameter per flag
     name: Annotated[
         str,
         typer.Argument(
-            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://..."
+            autocompletion=backbones,
+            help="Of the backbone; `trunkline list` shows all. Or a saved folder, hf://...",
         ),
     ],
     out: Annotated[

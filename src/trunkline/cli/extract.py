@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.extract_stores import merge_command, stats_command, verify_command
 from trunkline.cli.features import parse_levels, parse_size
 from trunkline.cli.loaded import (
@@ -68,7 +69,9 @@ def run_command(  # one parameter per flag
     backbone: Annotated[
         str,
         typer.Option(
-            metavar="NAME|DIR|hf://...", help="A backbone, or a runner that deploy saved."
+            autocompletion=backbones,
+            metavar="NAME|DIR|hf://...",
+            help="A backbone, or a runner that deploy saved.",
         ),
     ],
     weights: WeightsOption = "none",

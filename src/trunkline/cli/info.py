@@ -7,21 +7,23 @@ from typing import Annotated
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.output import in_billions, in_millions, print_json, print_table
 
 
 def info_command(
-    name: Annotated[str, typer.Argument(help="A backbone, or what another library calls it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A backbone, or what another library calls it.", autocompletion=backbones
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Show one backbone: family, aliases, size, and each level it has."""
-    from trunkline.facts import fact
+    from trunkline.facts import fact  # as zoo.info, without PyTorch
 
     one = fact(name)
-    if one is None:
-        from trunkline import zoo  # it knows more names, and what to say of others; it needs torch
-
-        one = zoo.info(name)
     if as_json:
         print_json(dataclasses.asdict(one))
         return

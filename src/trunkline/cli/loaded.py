@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.output import one_line, say
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 BackboneOption = Annotated[
     str,
     typer.Option(
+        autocompletion=backbones,
         metavar="NAME|DIR|hf://...",
         help="Its name; `trunkline list` shows all. Or a folder or repository that "
         "save_pretrained wrote.",

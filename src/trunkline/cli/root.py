@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from trunkline.cli import (
     bench,
     classify,
+    completion,
     convert,
     deploy,
     export,
@@ -43,7 +44,7 @@ class _Verbs(TyperGroup):
 
 app = typer.Typer(
     cls=_Verbs,
-    add_completion=False,  # it would write into the user's shell profile
+    add_completion=False,  # its flags write into the user's shell profile; see completion
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug shows Python's own traceback, which can be searched
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,6 +57,7 @@ app.command("convert")(convert.convert_command)
 app.command("export")(export.export_command)
 app.command("deploy")(deploy.deploy_command)
 app.command("bench")(bench.bench_command)
+app.command("completion")(completion.completion_command)
 app.add_typer(extract.app, name="extract")
 app.add_typer(weights.app, name="weights")
 

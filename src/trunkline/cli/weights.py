@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trunkline.cli import weights_files
+from trunkline.cli.completion import backbones
 from trunkline.cli.output import in_millions, one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
@@ -40,7 +41,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 @app.command("list")
 def list_command(
     variant: Annotated[
-        str | None, typer.Argument(help="Only of this backbone, by any of its names.")
+        str | None,
+        typer.Argument(
+            help="Only of this backbone, by any of its names.", autocompletion=backbones
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only of this upstream, such as timm.")
@@ -79,7 +83,7 @@ def list_command(
     as_json: AsJson = False,
 ) -> None:
     """List published checkpoints."""
-    from trunkline.weights import catalog  # when the verb runs: it needs torch, --help does not
+    from trunkline.weights import catalog  # when the verb runs
 
     if commercial and license_ != "any":
         raise ConfigError("--commercial and --license both choose licences; give one of them.")
@@ -122,7 +126,9 @@ def list_command(
 
 @app.command("show")
 def show_command(
-    variant: Annotated[str, typer.Argument(help="A backbone, by any of its names.")],
+    variant: Annotated[
+        str, typer.Argument(help="A backbone, by any of its names.", autocompletion=backbones)
+    ],
     tag: Annotated[str, typer.Argument(help="A tag of it, or the upstream's name.")] = "default",
     as_json: AsJson = False,
 ) -> None:

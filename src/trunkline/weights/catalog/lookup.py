@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
-from trunkline import zoo
+from trunkline import facts
 from trunkline.backbones.upstream_names import parted
 from trunkline.errors import (
     ConfigError,
@@ -85,7 +85,7 @@ def entries(
     if source is not None and source not in SOURCES:
         raise ConfigError(f"no upstream {source!r}; allowed: {', '.join(SOURCES)}.")
     licenses = _licenses(license)
-    rows = _all() if variant is None else _rows()[zoo.canonical_name(variant)]
+    rows = _all() if variant is None else _rows()[facts.names().canonical(variant)]
     rows = tuple(r for r in rows if source in (None, r.source) and r.license in licenses)
     for field, wanted, allowed in (
         ("task", task, TASKS),
@@ -98,7 +98,7 @@ def entries(
                 raise ConfigError(f"no {field} {wanted!r} in the catalog; allowed: {said}.")
             rows = tuple(row for row in rows if getattr(row, field) == wanted)
     if family is not None:
-        names = set(zoo.list_backbones(family))
+        names = set(facts.names().listed(family))
         rows = tuple(row for row in rows if row.variant in names)
     return list(rows)
 
@@ -130,9 +130,9 @@ def find(variant: str, tag: str = DEFAULT) -> WeightEntry:
         >>> catalog.find("resnet50", "IMAGENET1K_V2").tag
         'torchvision-in1k-v2'
     """
-    name = zoo.canonical_name(variant)
+    name = facts.names().canonical(variant)
     rows = entries(name)
-    tag = zoo.weights_of_name(variant, tag)
+    tag = facts.names().weights(variant, tag)
     if tag == DEFAULT:
         pinned, why = default(name)
         if pinned is None:
@@ -171,7 +171,7 @@ def tag_of_enum(member: Enum | str, variant: str) -> str:
         'torchvision-in1k-v2'
     """
     said = f"{type(member).__name__}.{member.name}" if isinstance(member, Enum) else member
-    name = zoo.canonical_name(variant)
+    name = facts.names().canonical(variant)
     network, _, version = said.rpartition(".")
     if isinstance(member, Enum) and not network.endswith(_WEIGHTS):
         raise WeightsNotFoundError(
@@ -197,7 +197,7 @@ def tag_of_enum(member: Enum | str, variant: str) -> str:
 
 def _variant_of_enum(name: str) -> str | None:
     try:
-        return zoo.canonical_name(name.removesuffix(_WEIGHTS))
+        return facts.names().canonical(name.removesuffix(_WEIGHTS))
     except UnknownVariantError:
         return None
 
@@ -211,7 +211,7 @@ def _said_otherwise(variant: str, tag: str) -> str | None:
     if asked is None:
         return None
     try:
-        is_it = zoo.canonical_name(asked.network) == variant
+        is_it = facts.names().canonical(asked.network) == variant
     except UnknownVariantError:
         return None
     return asked.checkpoint if is_it else None
@@ -223,7 +223,7 @@ def default(variant: str) -> Default:
     Raises:
         UnknownVariantError: No such backbone.
     """
-    name = zoo.canonical_name(variant)
+    name = facts.names().canonical(variant)
     return _defaults().get(name, Default(None, "none has been chosen"))
 
 
@@ -304,7 +304,7 @@ def _all() -> tuple[WeightEntry, ...]:
 @cache
 def _rows() -> dict[str, tuple[WeightEntry, ...]]:
     """Read every file: the rows of each variant, in the zoo's order and that of ``SOURCES``."""
-    rows: dict[str, list[WeightEntry]] = {name: [] for name in zoo.list_backbones()}
+    rows: dict[str, list[WeightEntry]] = {name: [] for name in facts.names().listed()}
     for source in SOURCES:
         for row in parse(f"{source}.json", _read(f"{source}.json")):
             if row.variant not in rows:
