@@ -55,6 +55,19 @@ def test_the_table_says_against_what_and_that_numbers_are_random() -> None:
     assert re.fullmatch(r"eager( +[\d.]+){4} +1\.00 +\d+% +- +- +-", row.rstrip())
 
 
+def test_a_ratio_that_is_no_quotient_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trunkline.cli import bench
+
+    runtimes = ("--runtime", "eager", "--runtime", "torch", "--no-memory")
+    said = (
+        r"x eager of torch fp32 is the median of 2 ratios, each of two neighbours in time; the quo"
+    )
+    monkeypatch.setattr(bench, "_SURPRISE", -1.0)
+    assert re.search(said, run("resnet18", *SMALL, *runtimes).stdout)
+    monkeypatch.setattr(bench, "_SURPRISE", 1e9)
+    assert not re.search(said, run("resnet18", *SMALL, *runtimes).stdout)
+
+
 def test_a_profile_as_a_table_and_as_json() -> None:
     flags = (*SMALL, "--profile", "--runtime", "onnxruntime")
     done = run("resnet18", *flags)

@@ -399,3 +399,15 @@ def test_extract_says_where_the_backbone_of_a_classifier_is(
 ) -> None:
     with pytest.raises(ConfigError, match=r"got Classifier, which has one: give its \.backbone"):
         trunkline.extract("examples", tmp_path / "f.parquet", own)  # type: ignore[arg-type]
+
+
+def test_verbs_that_give_maps_of_a_classifier_say_so(tmp_path: Path, own: Classifier) -> None:
+    state = tmp_path / "run.pt"
+    torch.save(own.state_dict(), state)
+    done = run("export", "resnet18", tmp_path / "maps.onnx", "--weights", state)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stderr.split())
+    assert f"{state} is a classifier; these are the maps of its backbone. For its logits:" in said
+    folder = trunkline.save_pretrained(own, tmp_path / "own")
+    done = run("export", folder, tmp_path / "logits.onnx")
+    assert "is a classifier" not in done.stderr

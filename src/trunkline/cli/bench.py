@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SHAPE = re.compile(r"(\d+)[x,](\d+)[x,](\d+)")
 
+_SURPRISE = 0.02  # by which a quotient of medians may differ from a median of ratios unsaid
+
 
 def bench_command(  # one parameter per flag
     names: Annotated[
@@ -149,6 +151,20 @@ def _print_report(report: BenchReport, names: list[str]) -> None:
         print_table(columns, [_cells(row) for row in rows])
     typer.echo("\npeak RSS: of a process that loads the saved runner, or builds the network, and")
     typer.echo("runs it once. Differences: worst level, to the eager backbone.")
+    for rows in cells.values():
+        for row in rows[1:]:
+            if _differs(rows[0], row):
+                typer.echo(
+                    f"x {rows[0].runner} of {row.runner} is the median of {row.rounds} ratios, "
+                    f"each of two neighbours in time; the quotient of the medians, "
+                    f"{rows[0].median_ms / row.median_ms:.2f}, also has what else the machine did "
+                    "between them."
+                )
+
+
+def _differs(base: BenchRow, row: BenchRow) -> bool:
+    """Say whether a reader who divides the medians is surprised by the ratio beside them."""
+    return abs(base.median_ms / row.median_ms / row.ratio - 1) > _SURPRISE
 
 
 def _cells(row: BenchRow) -> list[str]:

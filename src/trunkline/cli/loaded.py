@@ -156,7 +156,21 @@ def build_network(
                 allow_noncommercial=allow_noncommercial,
                 progress=progress,
             )
+        if classifier:
+            _say_of_classifier(network, weights)
     return network
+
+
+def _say_of_classifier(network: Backbone, weights: str) -> None:
+    """Say that a classifier of ours gives its maps here, to those who trained it for its logits."""
+    from trunkline.weights.matching import CLASSIFIER_LEFT
+
+    report = network.load_report
+    if report is not None and report.layout == "trunkline" and CLASSIFIER_LEFT in report.dropped:
+        say(
+            f"{weights} is a classifier; these are the maps of its backbone. For its logits: "
+            "save_pretrained(load_classifier(NAME, FILE), FOLDER), and FOLDER in the place of NAME."
+        )
 
 
 def weights_said(network: Backbone, weights: str) -> str | None:

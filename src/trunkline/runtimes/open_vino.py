@@ -24,6 +24,10 @@ from trunkline.runtimes.optional import require
 from trunkline.runtimes.signal_stack import signal_stack_kept
 
 GRAPH, WEIGHTS = "model.xml", "model.bin"
+# Layers that are kept compiled for the sizes that came; about 25 sizes of a network of 40 layers.
+# The default lets a process that meets sizes of all kinds grow by a MiB with each of them:
+# benchmarks/many_sizes.py.
+_KEPT_KERNELS = "1024"
 COMPILED = "compiled.blob"
 
 # OpenVINO takes bf16 by itself where the processor has it; fp32 has to be asked for.
@@ -194,4 +198,5 @@ def _properties(spec: Spec, parts: int) -> dict[str, Any]:
         **({"PERFORMANCE_HINT": "LATENCY"} if parts == 1 else {"NUM_STREAMS": parts}),
         "INFERENCE_NUM_THREADS": spec.threads,
         "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+        "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
     }

@@ -20,6 +20,7 @@ from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, 
 SHOWN = 10  # names of a long list that an error prints
 _CLASSIFIER_NAMES = (f"{CLASSIFIER}weight", f"{CLASSIFIER}bias")
 BESIDE = "beside the backbone, no part of it"
+CLASSIFIER_LEFT = "classifier, not part of a backbone"
 # Tensors of such modules next to a stem and its stages may change what they compute: a filter in
 # the pool, a second stem, one stage more.
 _PARTS = re.compile(
@@ -80,7 +81,7 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     left.update({full: full for full in tensors.keys() - set(spelled.values())})  # two alike
     own = own_parts(layout, backbone.architecture)
     head = classifier_names(layout, backbone.architecture)
-    reasons = {name.upstream: "classifier, not part of a backbone" for name in head.values()}
+    reasons = {name.upstream: CLASSIFIER_LEFT for name in head.values()}
     beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
     reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
     dropped, unexpected = _explain(layout, left, reasons, own, counts=any(map(_is_counter, wanted)))
