@@ -292,18 +292,22 @@ def _raster(values: NDArray[Any], chosen: Bands, name: str, nodata: float | None
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError(f"{name} holds infinities; mend it, or mark those pixels as NaN.")
     white = _white(values.dtype, chosen, name, low, high)
-    scaled: NDArray[Any] = values.astype(np.float64)
-    for what, numbers in (("white", white), ("black", np.asarray(chosen.black, np.float64))):
+    black = np.asarray(chosen.black, np.float64)
+    for what, numbers in (("white", white), ("black", black)):
         if numbers.ndim == 1 and len(numbers) not in (1, values.shape[2]):
             raise ImageError(
                 f"{name} has {values.shape[2]} bands, and {what} {len(numbers)} numbers; give one "
                 "for all, or one for each."
             )
-    black = np.asarray(chosen.black, np.float64)
-    scaled = (scaled - black) * (_WHITE / (white - black))
+    blacks = np.broadcast_to(black, values.shape[2:])
+    factors = np.broadcast_to(_WHITE / (white - black), values.shape[2:])
+    scaled = np.empty(values.shape, np.float32)
+    for channel in range(values.shape[2]):  # one at a time: in float64, all would take too much
+        numbers = values[:, :, channel].astype(np.float64)
+        scaled[:, :, channel] = (numbers - blacks[channel]) * factors[channel]
     if missing.any():
         scaled[missing] = 0
-    return Raster(np.ascontiguousarray(scaled, np.float32))
+    return Raster(scaled)
 
 
 def _white(
