@@ -24,8 +24,8 @@ FLAGS = {
     "list": ["--family", "--help", "--json"],
     "info": ["--help", "--json", "name"],
     "features": [
-        *("--allow-noncommercial", "--backbone", "--check", "--help", "--json", "--levels"),
-        *("--out", "--prefix", "--seed", "--size", "--weights", "image"),
+        *("--allow-noncommercial", "--backbone", "--bands", "--check", "--help", "--json"),
+        *("--levels", "--out", "--prefix", "--seed", "--size", "--weights", "--white", "image"),
     ],
     "classify": [
         *("--allow-noncommercial", "--backbone", "--help", "--json", "--labels", "--layout"),

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loopback import LoopbackHub
@@ -279,3 +280,18 @@ def run_failing(*arguments: str) -> str:
     result = run(*arguments)
     assert result.exit_code != 0
     return " ".join(result.stderr.split())
+
+
+def test_bands_of_a_raster_are_the_channels(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    scene = tmp_path / "scene.tif"
+    values = np.random.default_rng(0).integers(0, 10000, (6, 40, 50), dtype=np.uint16)
+    tifffile.imwrite(scene, values, photometric="minisblack", planarconfig="separate")
+    command = ["features", str(scene), "--backbone", "regnet-x-002", "--size", "64", "--json"]
+    result = CliRunner().invoke(app, [*command, "--bands", "5,4,3,2", "--white", "10000"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["image_size"] == [40, 50]
+    assert len(report["preprocessing"]["mean"]) == 4
+    refused = CliRunner().invoke(app, command)
+    assert "is a TIFF of 6 bands, uint16, 50x40, and no photo" in " ".join(refused.stderr.split())

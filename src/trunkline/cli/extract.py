@@ -15,7 +15,13 @@ from typer.core import TyperGroup
 
 from trunkline.cli.completion import backbones
 from trunkline.cli.extract_stores import merge_command, stats_command, verify_command
-from trunkline.cli.features import parse_levels, parse_size
+from trunkline.cli.features import (
+    BandsOption,
+    WhiteOption,
+    parse_bands,
+    parse_levels,
+    parse_size,
+)
 from trunkline.cli.loaded import (
     AgreeOption,
     PrefixOption,
@@ -149,17 +155,8 @@ def run_command(  # one parameter per flag
         str,
         typer.Option(metavar="refuse|keep", help="What becomes of JPEGs whose end is missing."),
     ] = "refuse",
-    bands: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Bands of rasters, such as 4,3,2 (from 1), for the channels of the network.",
-        ),
-    ] = None,
-    white: Annotated[
-        float | None,
-        typer.Option(metavar="NUMBER", help="Which number of the bands is white, such as 10000."),
-    ] = None,
+    bands: BandsOption = None,
+    white: WhiteOption = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -276,20 +273,6 @@ def run_command(  # one parameter per flag
             f"{one_line(reason)}"
         )
         raise typer.Exit(1)
-
-
-def parse_bands(text: str) -> tuple[int, ...]:
-    """Return numbers of bands, which are counted from 1: 4,3,2.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    try:
-        return tuple(int(one) for one in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"--bands {text} is no list of bands; give their numbers, from 1: 4,3,2"
-        ) from error
 
 
 def parse_shard(text: str) -> tuple[int, int]:

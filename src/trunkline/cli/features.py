@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 _LEVELS = re.compile(r"-?\d+(,-?\d+)*")
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
+BandsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Bands of rasters, such as 4,3,2 (from 1), for the channels of the network.",
+    ),
+]
+WhiteOption = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="Which number of the bands is white, such as 10000."),
+]
+
 
 def features_command(  # one parameter per flag, one entry per key of the report
     image: Annotated[str, typer.Argument(help="A photo: JPEG, PNG, TIFF, WebP, GIF, ...")],
@@ -53,6 +65,8 @@ def features_command(  # one parameter per flag, one entry per key of the report
             "original: as it is. Default: what the weights expect.",
         ),
     ] = None,
+    bands: BandsOption = None,
+    white: WhiteOption = None,
     weights: WeightsOption = "none",
     prefix: PrefixOption = None,
     seed: SeedOption = 0,
@@ -66,10 +80,15 @@ def features_command(  # one parameter per flag, one entry per key of the report
     """Compute the feature maps of one photo."""
     # All of these when the verb runs: --help does not need them.
     from trunkline.extraction.features import features, preprocessing_of, save_features
-    from trunkline.images import decode_image
+    from trunkline.images import Bands, decode_bands, decode_image
 
     return_idx = None if levels is None else parse_levels(levels)
-    photo = decode_image(image)
+    chosen_bands = None if bands is None else parse_bands(bands)
+    photo = (
+        decode_image(image)
+        if chosen_bands is None and white is None
+        else decode_bands(image, Bands(bands=chosen_bands, white=white))
+    )
     network = build_network(
         backbone,
         weights,
@@ -78,6 +97,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         allow_noncommercial=allow_noncommercial,
         check=check,
         prefix=prefix,
+        in_channels=len(chosen_bands or "RGB"),
     )
     chosen = preprocessing_of(network)
     if size is not None:
@@ -123,6 +143,20 @@ def join_levels(arguments: Sequence[str]) -> list[str]:
                 argument = f"--levels={','.join(indices)}"
         joined.append(argument)
     return joined
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Return numbers of bands, which are counted from 1: 4,3,2.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    try:
+        return tuple(int(one) for one in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--bands {text} is no list of bands; give their numbers, from 1: 4,3,2"
+        ) from error
 
 
 def parse_levels(text: str) -> tuple[int, ...]:
