@@ -19,6 +19,9 @@ import trunkline
 from trunkline import Classifier, classify, create_backbone, create_classifier, load_classifier
 from trunkline.cli.root import app
 from trunkline.errors import CheckpointError, ConfigError, WeightsMismatchError
+from trunkline.heads import held
+from trunkline.heads.held import imagenet_labels
+from trunkline.weights.catalog import entries
 
 CAT = Path(__file__).parents[2] / "examples" / "cat.jpg"
 LABELS = ("tabby", "poodle", "wren")
@@ -300,7 +303,9 @@ def test_a_folder_without_a_classifier_is_told(
 def test_a_pool_that_a_file_does_not_say_is_given(tmp_path: Path) -> None:
     classifier = create_classifier("resnet18", labels=LABELS, pool="max").eval()
     bare, folder = tmp_path / "run.pt", tmp_path / "folder"
-    torch.save(classifier.state_dict(), bare)
+    state = classifier.state_dict()
+    del state["head.max_pool"]  # as where a linear layer stands beside a backbone of ours
+    torch.save(state, bare)
     assert torch.equal(logits(load_classifier("resnet18", bare, pool="max")), logits(classifier))
     trunkline.save_pretrained(classifier, folder)
     assert load_classifier(str(folder)).head.pool == "max"
@@ -323,16 +328,58 @@ def test_a_pool_that_a_file_does_not_say_is_given(tmp_path: Path) -> None:
         assert bool(warned) == ("max" in " ".join(report.notes))
 
 
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_a_state_dict_says_that_it_takes_the_maximum(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    classifier = create_classifier("resnet18", labels=LABELS, pool="max").eval()
+    file = tmp_path / "run.pt"
+    torch.save(SCRIPTS[kind](dict(classifier.state_dict())), file)
+    loaded = load_classifier("resnet18", file)
+    assert loaded.head.pool == "max"
+    assert torch.equal(logits(loaded), logits(classifier))
+    assert loaded.state_dict().keys() == classifier.state_dict().keys()
+    assert "max_pool" not in str(loaded.backbone.load_report)
+    with pytest.raises(ConfigError, match=r"pool='avg' is asked for, and .* trained with 'max'"):
+        load_classifier("resnet18", file, pool="avg")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*head\.max_pool"):
+        create_classifier("resnet18", 3).load_state_dict(classifier.state_dict())
+    backbone = create_backbone("resnet18", weights=file)  # which has nothing to do with it
+    assert torch.equal(backbone.stem.conv.weight, classifier.backbone.stem.conv.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_a_lost_maximum_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "run.pt"
+    torch.save(create_classifier("resnet18", 3, pool="max").state_dict(), file)
+    for to, name, said in (
+        ("timm", "a.pth", "that library's networks take the average"),
+        ("trunkline", "b.pth", "which this kind of file cannot say"),
+    ):
+        caplog.clear()
+        report = trunkline.convert(file, tmp_path / name, to)
+        assert said in str(report)
+        assert [said in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    trunkline.convert(file, tmp_path / "c.safetensors", "trunkline")
+    trunkline.convert(file, tmp_path / "d.pth", "timm", classifier=False)
+    assert not caplog.records
+    assert load_classifier("resnet18", tmp_path / "c.safetensors").head.pool == "max"
+
+
 def test_a_saved_folder_is_loaded_as_its_file_is(tmp_path: Path, own: Classifier) -> None:
     trunkline.save_pretrained(own, tmp_path / "own")
     loaded = load_classifier(str(tmp_path / "own"), labels=["a", "b", "c"])
     assert torch.equal(logits(loaded), logits(own))
     assert loaded.labels == ("a", "b", "c")
+    assert torch.equal(logits(load_classifier(tmp_path / "own")), logits(own))
+    said = "is a saved network, and layout and prefix are for files; leave them out"
+    with pytest.raises(ConfigError, match=said):
+        load_classifier(tmp_path / "own", prefix="backbone")
     trunkline.save_pretrained(own.backbone, tmp_path / "backbone")
     with pytest.raises(WeightsMismatchError, match="holds a backbone and no classifier"):
         load_classifier(str(tmp_path / "backbone"))
-    with pytest.raises(ConfigError, match="own"):
-        load_classifier(str(tmp_path / "own"), "run.pt")
+    for weights, named in (("run.pt", "'run.pt'"), (own.state_dict(), "'OrderedDict'")):
+        with pytest.raises(ConfigError, match=f"has its weights, and weights={named} was given"):
+            load_classifier(str(tmp_path / "own"), weights)
 
 
 def test_a_head_without_a_bias_is_one(tmp_path: Path, own: Classifier) -> None:
@@ -348,14 +395,45 @@ def test_a_head_without_a_bias_is_one(tmp_path: Path, own: Classifier) -> None:
     assert torch.equal(made.head.linear.weight, own.head.linear.weight)
 
 
-def test_a_head_that_gets_other_names_is_said_to_be_the_old_one(tmp_path: Path) -> None:
+def test_labels_name_the_classes_of_a_file_that_nobody_knows(tmp_path: Path) -> None:
     torch.save(create_classifier("dla46-c", 1000).state_dict(), tmp_path / "run.pt")
     names = [f"class {number}" for number in range(1000)]
     made = create_classifier("dla46-c", labels=names, weights=tmp_path / "run.pt")
     assert made.backbone.load_report is not None
-    assert "is kept, and called by other names: 'class 0' was 'tench'" in " ".join(
+    assert "is kept: nobody says what they are, and the labels name them ('class 0' is" in " ".join(
         made.backbone.load_report.notes
     )
+
+
+def test_own_labels_on_imagenet_weights_ask_for_a_new_head(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.pt"
+    old = create_classifier("dla46-c", 1000)
+    torch.save(old.state_dict(), file)
+    row = next(one for one in entries("dla46-c") if one.classes_dataset == held.IMAGENET_1K)
+    monkeypatch.setattr(held, "known_by_hash", lambda _sha256: [row])
+    names = ["tench", *(f"class {number}" for number in range(1, 1000))]
+    made = create_classifier("dla46-c", num_classes=1000, labels=names, weights=file)
+    assert made.labels == tuple(names)
+    assert made.training
+    assert not torch.equal(made.head.linear.weight, old.head.linear.weight)
+    assert torch.equal(next(made.backbone.parameters()), next(old.backbone.parameters()))
+    assert made.backbone.load_report is not None
+    said = "The classifier of 1000 classes is new: the file's classes have other names ('goldfish'"
+    assert said in str(made.backbone.load_report)
+    # Its own names, or none at all, keep it; and so does load_classifier under any.
+    for kept in (
+        create_classifier("dla46-c", labels=list(imagenet_labels()), weights=file),
+        create_classifier("dla46-c", 1000, weights=file),
+        load_classifier("dla46-c", file, labels=names),
+    ):
+        assert torch.equal(kept.head.linear.weight, old.head.linear.weight)
+    assert kept.labels == tuple(names)
+    with pytest.raises(ConfigError, match=r"pool='max' is asked for, and .* trained with 'avg'"):
+        create_classifier("dla46-c", 1000, weights=file, pool="max")
+    with pytest.raises(ConfigError, match=r"pool='max' is asked for, and .* trained with 'avg'"):
+        load_classifier("dla46-c", file, pool="max")
 
 
 def test_photos_of_one_size_are_classified_together(

@@ -17,7 +17,8 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.words import check_words
 from trunkline.errors import CheckpointError, ConfigError
 from trunkline.files import DocumentError, read_document
-from trunkline.heads.classifier import Classifier, Pool, create_head, report_with_head
+from trunkline.heads.held import create_head, report_with_head
+from trunkline.heads.network import Classifier, Pool
 from trunkline.weights import pretrained
 from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import understood

@@ -6,6 +6,7 @@ two differ, a classifier travels along, and fixed values that one format leaves 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
 from trunkline.zoo import canonical_name, variant_config, weights_of_name
+
+logger = logging.getLogger(__name__)
 
 _GROUP_NORMS = ("detectron2", "trunkline")  # the targets that have such norms under these names
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pyth", ".pkl")
@@ -331,7 +334,7 @@ def _statement(read: Read, variant: str, target: Layout, *, held: bool) -> State
         license=report.license or report.claims.get("license"),
         source_sha256=read.located.sha256,
         labels=said.labels if said and held else None,
-        pool=said.pool if said and held else None,
+        pool=read.pool if held else None,
     )
 
 
@@ -339,16 +342,9 @@ def _warnings(
     target: Layout, dst: Path, architecture: Architecture, native: list[str], pool: str | None
 ) -> list[str]:
     said = []
-    if pool == "max" and target.name != "trunkline":
-        said.append(
-            "The classifier was trained on the maximum over H and W, and that library's networks "
-            "take the average there: give them a global max pooling, or the logits are others."
-        )
-    elif pool == "max" and dst.suffix != ".safetensors":
-        said.append(
-            "The classifier was trained with pool='max', which this kind of file cannot say: give "
-            "it to load_classifier, or write .safetensors."
-        )
+    if lost := _lost_pool(target, dst, pool):
+        logger.warning("%s: %s", dst, lost)  # the logits of the result are others
+        said.append(lost)
     if target.bgr:
         said.append("The stem takes BGR, as that library's networks do.")
     if dst.suffix == ".safetensors":  # which says the rest in its metadata
@@ -363,6 +359,23 @@ def _warnings(
             "file in .safetensors says what it is."
         )
     return said
+
+
+def _lost_pool(target: Layout, dst: Path, pool: str | None) -> str:
+    """Return a sentence where the result does not say how its classifier pools, else ``""``."""
+    if pool != "max":
+        return ""
+    if target.name != "trunkline":
+        return (
+            "The classifier was trained on the maximum over H and W, and that library's networks "
+            "take the average there: give them a global max pooling, or the logits are others."
+        )
+    if dst.suffix == ".safetensors":
+        return ""
+    return (
+        "The classifier was trained with pool='max', which this kind of file cannot say: give "
+        "it to load_classifier, or write .safetensors."
+    )
 
 
 def _write(dst: Path, to: str, tensors: Mapping[str, Tensor], statement: Statement) -> None:

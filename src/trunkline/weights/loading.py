@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from trunkline.weights.checkpoint import Checkpoint, naming
 from trunkline.weights.hub import Progress
 from trunkline.weights.identify import candidates
 from trunkline.weights.layouts import LAYOUTS
+from trunkline.weights.layouts.layout import MAX_POOL
 from trunkline.weights.layouts.mmpretrain import MMPRETRAIN_RESNET_CAFFE
 from trunkline.weights.matching import BESIDE, Match, check_norm, norm_kind
 from trunkline.weights.numbers import check_kinds, quantized, unsound
@@ -126,6 +128,15 @@ class Read:
             said = self.statement.preprocessing if self.statement else None
             said = MSRA if said is None and is_caffe(self.match) else said
         return mapped_preprocessing(said.in_rgb() if said else None, self.channel_map)
+
+    @property
+    def pool(self) -> Literal["avg", "max"] | None:
+        """What the file says is before its classifier; None where it says nothing."""
+        if self.statement is not None and self.statement.pool is not None:
+            return self.statement.pool
+        # A state dict of ours has no words, and says it by a tensor.
+        marked = self.match.layout.name == "trunkline" and MAX_POOL in self.checkpoint.tensors
+        return "max" if marked else None
 
     def report(self) -> LoadReport:
         """Return what was done, in the words of a report."""

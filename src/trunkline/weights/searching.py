@@ -32,7 +32,7 @@ from trunkline.backbones.backbone import Backbone
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.weights.checkpoint import Checkpoint
 from trunkline.weights.layouts import get_layout
-from trunkline.weights.layouts.layout import BATCH_COUNTER, Layout
+from trunkline.weights.layouts.layout import BATCH_COUNTER, MAX_POOL, Layout
 from trunkline.weights.matching import (
     Match,
     own_parts,
@@ -55,7 +55,10 @@ _WRAPPERS = (
     "_forward_module",  # Lightning Fabric
 )
 _WRAPPED = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_WRAPPERS)})\.")
-_CLASSIFIER = re.compile(r"(heads\..+|(head(\.fc|\.linear)?|fc|classifier(\.\d+)?)\.(weight|bias))")
+_CLASSIFIER = re.compile(
+    r"(heads\..+|(head(\.fc|\.linear)?|fc|classifier(\.\d+)?)\.(weight|bias)|"
+    rf"{re.escape(MAX_POOL)})"
+)
 _COUNTERS = ("n_averaged", "steps")  # beside the names of averaged models
 
 _AVERAGED = re.compile(r"(.*_)?ema(_.*)?|(.*_)?swa(_.*)?|averaged_model|avg_model")

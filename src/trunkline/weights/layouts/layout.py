@@ -22,6 +22,8 @@ from trunkline.backbones.backbone import Architecture
 
 BATCH_COUNTER = "num_batches_tracked"  # of batch norm; no part of what it computes
 CLASSIFIER = "classifier."
+# In a state dict of a classifier of ours: it takes the maximum over H and W, not the mean.
+MAX_POOL = "head.max_pool"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from trunkline.weights.layouts.layout import Layout, modules
+import re
+
+from trunkline.weights.layouts.layout import MAX_POOL, Drop, Layout, modules
 
 TRUNKLINE = Layout(
     name="trunkline",
@@ -10,6 +12,7 @@ TRUNKLINE = Layout(
     applies=lambda _: True,
     # What a backbone of ours and a linear layer beside it are called in most scripts.
     respell=((r"^(?:head|fc)\.(?:linear\.|fc\.)?(weight|bias)$", r"classifier.\1"),),
+    drops=(Drop(re.escape(MAX_POOL), "says how the classifier pools"),),
     rules=lambda _: modules(
         *((name, name) for name in ("stem", "stages", "classifier")),
     ),
