@@ -28,8 +28,8 @@ FLAGS = {
         *("--levels", "--out", "--prefix", "--seed", "--size", "--weights", "--white", "image"),
     ],
     "classify": [
-        *("--allow-noncommercial", "--backbone", "--help", "--json", "--labels", "--layout"),
-        *("--prefix", "--size", "--top", "--weights", "images"),
+        *("--allow-noncommercial", "--backbone", "--batch-size", "--help", "--json", "--labels"),
+        *("--layout", "--pool", "--prefix", "--size", "--top", "--weights", "images"),
     ],
     "completion": ["--help", "shell"],
     "convert": [

@@ -16,18 +16,21 @@ from typing import Any
 import torch
 
 from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.options import ALL_STAGES
 from trunkline.benchmarking.contestants import EAGER, Contestant, check_names, deployed, eager, peer
 from trunkline.benchmarking.memory import peak_memory
 from trunkline.benchmarking.peak import Peak, measure_peak
 from trunkline.benchmarking.report import BenchReport, BenchRow, PeakRow, Shape
 from trunkline.errors import ConfigError
 from trunkline.heads.classifier import Classifier, as_network
+from trunkline.heads.opening import load_network
+from trunkline.heads.pretrained import from_pretrained
 from trunkline.runtimes.calibration import CalibrationSource
 from trunkline.runtimes.fidelity import compare_maps
 from trunkline.runtimes.graphs import example_images
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.timing import Clocks, paired_ratio, summarize, take_turns
-from trunkline.weights.opening import is_saved, open_backbone
+from trunkline.weights.opening import check_no_weights, is_saved, open_backbone
 from trunkline.zoo import create_backbone
 
 _PEAK = "convolution peak"  # no contestant can be called that
@@ -86,7 +89,9 @@ def bench(
 
     Args:
         names: Of variants, as ``create_backbone`` takes them; folders and repositories that
-            ``save_pretrained`` wrote, which have their own weights; backbones and classifiers.
+            ``save_pretrained`` wrote, which have their own weights; backbones and classifiers. A
+            classifier of ours, saved or the file of ``weights``, is measured to its logits; where
+            ``against`` names peers, which have none of it, to its backbone's maps.
         config: What to measure; None for the defaults.
         progress: Told, in words, what is measured next.
         clocks: None for the machine's own.
@@ -115,10 +120,7 @@ def bench(
 
     rows: list[BenchRow] = []
     with torch_threads(threads):
-        backbones = [
-            seeded_backbone(one, chosen.weights) if isinstance(one, str) else as_network(one)
-            for one in names
-        ]
+        backbones = [_network_of(one, chosen) for one in names]
         called = [
             one if isinstance(one, str) else backbone.variant or type(one).__name__
             for one, backbone in zip(names, backbones, strict=True)
@@ -237,15 +239,31 @@ class _Cell:
         )
 
 
-def seeded_backbone(name: str, weights: str) -> Backbone:
-    """Build a backbone in eval mode; random weights are the same in every run."""
+def seeded_backbone(name: str, weights: str, *, maps: bool = False) -> Backbone:
+    """Build what a name means, in eval mode; random weights are the same in every run.
+
+    A classifier of ours, saved or in a file, is that of its logits unless ``maps`` are asked for.
+    """
     if is_saved(name):
-        return open_backbone(name, weights).eval()
+        if maps:
+            return open_backbone(name, weights).eval()
+        check_no_weights(name, weights)
+        return as_network(from_pretrained(name)).eval()
     if weights != "none":
-        return create_backbone(name, weights=weights).eval()
+        return load_network(name, weights, ALL_STAGES if maps else None).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return create_backbone(name).eval()
+
+
+def _network_of(given: str | Backbone | Classifier, config: BenchConfig) -> Backbone:
+    """Return what is measured; peers have maps and not our classifiers, so they meet maps."""
+    maps = bool(config.against)
+    if isinstance(given, str):
+        return seeded_backbone(given, config.weights, maps=maps)
+    if maps and isinstance(given, Classifier):
+        return given.backbone
+    return as_network(given)
 
 
 @contextmanager

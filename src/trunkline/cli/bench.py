@@ -58,7 +58,8 @@ def bench_command(  # one parameter per flag
         str,
         typer.Option(
             metavar="none|default|TAG|PATH|hf://...",
-            help="A checkpoint. none is a random network, the same in every run.",
+            help="A checkpoint; a classifier of yours is timed to its logits. none is a random "
+            "network, the same in every run.",
         ),
     ] = "none",
     calibration: Annotated[
@@ -145,7 +146,8 @@ def _print_report(report: BenchReport, names: list[str]) -> None:
     for row in report.rows:
         cells.setdefault((row.backbone, row.shape), []).append(row)
     for (name, shape), rows in cells.items():
-        typer.echo(f"\n{name} at {'x'.join(map(str, shape))}, {rows[0].rounds} rounds")
+        to = ", to the logits" if any(_gives_logits(row) for row in rows) else ""
+        typer.echo(f"\n{name} at {'x'.join(map(str, shape))}, {rows[0].rounds} rounds{to}")
         columns = ["", "median ms", "p5", "p95", "images/s", f"x {rows[0].runner}", "of peak"]
         columns += ["peak RSS MiB", "max rel. diff.", "min cosine"]
         print_table(columns, [_cells(row) for row in rows])
@@ -160,6 +162,12 @@ def _print_report(report: BenchReport, names: list[str]) -> None:
                     f"{rows[0].median_ms / row.median_ms:.2f}, also has what else the machine did "
                     "between them."
                 )
+
+
+def _gives_logits(row: BenchRow) -> bool:
+    from trunkline.backbones.levels import LOGITS
+
+    return any(level.level == LOGITS for level in row.fidelity)
 
 
 def _differs(base: BenchRow, row: BenchRow) -> bool:

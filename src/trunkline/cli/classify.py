@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from trunkline.cli.completion import backbones
 from trunkline.cli.features import parse_size
 from trunkline.cli.loaded import AgreeOption, download_bars, print_report, report_as_dict
-from trunkline.cli.output import one_line, print_json, print_table
+from trunkline.cli.output import one_line, print_json, print_table, say
+from trunkline.cli.photos_given import GivenPhoto, is_collection, photos_given
 from trunkline.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from trunkline.heads.classifier import Classifier, Guess
     from trunkline.preprocessing import Preprocessing
 
@@ -23,7 +28,11 @@ if TYPE_CHECKING:
 def classify_command(  # one parameter per flag, one entry per key of the report
     images: Annotated[
         list[str],
-        typer.Argument(metavar="PHOTO...", help="Photos: JPEG, PNG, TIFF, WebP, GIF, ..."),
+        typer.Argument(
+            metavar="PHOTO...",
+            help="Photos (JPEG, PNG, TIFF, WebP, GIF, ...), folders, globs, .txt lists of paths, "
+            "and whatever else trunkline extract takes.",
+        ),
     ],
     backbone: Annotated[
         str,
@@ -51,22 +60,45 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     prefix: Annotated[
         str | None, typer.Option(help="Where in the file the backbone is, such as model.backbone.")
     ] = None,
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many classes.")] = 5,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            metavar="avg|max",
+            help="Before the classifier, where its file does not say it. Default: avg.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="How many classes. Default: 5, or all of fewer."),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Photos computed at once, where their prepared sizes agree."
+        ),
+    ] = 16,
     allow_noncommercial: AgreeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Print the likeliest classes of photos."""
+    """Print the likeliest classes of photos.
+
+    A photo that cannot be read is reported on standard error, and the others are classified. Exit
+    codes: 0 for all classified, 1 for some that could not be read, 2 where nothing was begun: wrong
+    flags or weights, or the one photo that was given cannot be read.
+    """
+    # All of these when the verb runs: --help does not need them.
     from trunkline.extraction.features import preprocessing_of
-    from trunkline.heads.classifier import classify
-    from trunkline.images import decode_image  # when the verb runs: --help does not need them
 
     names = None if labels is None else read_labels(labels)
-    images = [one for given in images for one in _photos_in(given)]
-    photos = [decode_image(one) for one in images]  # a bad one is known before any weights
+    photos = photos_given(images)
+    if len(images) == 1 and not is_collection(images[0]):  # a bad one is known before any weights
+        name, image = images[0], next(photos).decode()
+        photos = iter([GivenPhoto(name, lambda: image)])
     classifier = _classifier(
         backbone,
         weights,
-        names,
+        labels=names,
+        pool=cast(Any, pool),  # load_classifier says what is allowed
         layout=layout,
         prefix=prefix,
         allow_noncommercial=allow_noncommercial,
@@ -74,76 +106,75 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     chosen = preprocessing_of(classifier.backbone)
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
-        classifier.backbone.preprocessing = chosen
-    found = classify(photos, classifier, top)
-    reports = [
-        _report(name, (photo.height, photo.width), chosen, guesses)
-        for name, photo, guesses in zip(images, photos, found, strict=True)
-    ]
     about = _about(classifier, backbone, weights, chosen)
+    reports: list[dict[str, Any]] = []
+    printed = failed = 0
+    for report in _reports(photos, classifier, chosen, top, batch_size):
+        if "error" in report:
+            say(f"trunkline: error: {one_line(report['error'])}")
+            failed += 1
+        if as_json:
+            reports.append(report)
+        elif "error" not in report:
+            _print(report, classifier, chosen, about, first=not printed)
+            printed += 1
     if as_json:
         one = {**reports[0], **about} if len(reports) == 1 else {**about, "images": reports}
         print_json(one)
-        return
-    _print(reports, classifier, about)
+    if failed:
+        raise typer.Exit(1)
 
 
-def _photos_in(given: str) -> list[str]:
-    """Return the photos of a folder in the order of their names, or what is none as it is.
+def _reports(
+    photos: Iterator[GivenPhoto],
+    classifier: Classifier,
+    chosen: Preprocessing,
+    top: int | None,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield what is said of each photo, in their order: its classes, or why it has none."""
+    from trunkline.heads.guesses import guesses_of
 
-    Raises:
-        ImageError: A folder without photos.
-    """
-    from trunkline.images import image_suffixes
-
-    folder = Path(given)
-    if not folder.is_dir():
-        return [given]
-    found = sorted(one for one in folder.rglob("*") if one.suffix.lower() in image_suffixes())
-    if not found:
-        raise ImageError(
-            f"{given} is a folder without photos; give one that has some, or the paths of photos."
-        )
-    return [str(one) for one in found]
+    waiting: deque[dict[str, Any]] = deque()  # photos whose batch is not full yet, and failures
+    prepared = _prepared(photos, chosen, waiting)
+    for guesses in guesses_of(prepared, classifier, top, batch_size=batch_size):
+        while "error" in waiting[0]:
+            yield waiting.popleft()
+        yield {**waiting.popleft(), "top": [_as_dict(guess) for guess in guesses]}
+    yield from waiting
 
 
-def _classifier(
-    backbone: str,
-    weights: str | None,
-    labels: tuple[str, ...] | None,
-    *,
-    layout: str,
-    prefix: str | None,
-    allow_noncommercial: bool,
-) -> Classifier:
-    from trunkline.heads.classifier import Classifier, check_labels, load_classifier
-    from trunkline.heads.pretrained import from_pretrained
+def _prepared(
+    photos: Iterator[GivenPhoto], chosen: Preprocessing, waiting: deque[dict[str, Any]]
+) -> Iterator[Tensor]:
+    """Yield the photos that can be read as ``(3, H, W)``; note each of them, and each failure."""
+    from trunkline.images import preprocess
 
-    if not (backbone.startswith("hf://") or Path(backbone).is_dir()):
-        with download_bars() as progress:
-            return load_classifier(
-                backbone,
-                "default" if weights is None else weights,
-                labels=labels,
-                layout=layout,
-                prefix=prefix,
-                allow_noncommercial=allow_noncommercial,
-                progress=progress,
-            )
-    if weights is not None:
+    for photo in photos:
+        try:
+            image = photo.decode()
+            prepared = preprocess(image, chosen)
+        except ImageError as error:
+            told = str(error) if photo.name in str(error) else f"{photo.name}: {error}"
+            waiting.append({"image": photo.name, "error": told})
+            continue
+        size = (image.height, image.width)
+        input_size = list(chosen.output_size(*size))
+        waiting.append({"image": photo.name, "image_size": list(size), "input_size": input_size})
+        yield prepared
+
+
+def _classifier(backbone: str, weights: str | None, **options: Any) -> Classifier:
+    from trunkline.heads.classifier import load_classifier
+    from trunkline.weights.opening import is_saved
+
+    if weights is not None and is_saved(backbone):
         raise ConfigError(
             f"--backbone {backbone} brings its own weights, and --weights {weights} was given too; "
             "leave one of them out."
         )
-    found = from_pretrained(backbone)
-    if not isinstance(found, Classifier):
-        raise ConfigError(
-            f"{backbone} holds a backbone without a classifier; `trunkline features` shows its "
-            "maps, create_classifier puts a classifier on it."
-        )
-    if labels is not None:
-        found.labels = check_labels(labels, found.num_classes)
-    return found
+    with download_bars() as progress:
+        return load_classifier(backbone, weights or "default", progress=progress, **options)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -169,17 +200,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(held)
 
 
-def _report(
-    image: str, size: tuple[int, int], chosen: Preprocessing, guesses: list[Guess]
-) -> dict[str, Any]:
-    return {
-        "image": image,
-        "image_size": list(size),
-        "input_size": list(chosen.output_size(*size)),
-        "top": [_as_dict(guess) for guess in guesses],
-    }
-
-
 def _about(
     classifier: Classifier, backbone: str, weights: str | None, chosen: Preprocessing
 ) -> dict[str, Any]:
@@ -194,41 +214,44 @@ def _about(
     }
 
 
-def _print(reports: list[dict[str, Any]], classifier: Classifier, about: dict[str, Any]) -> None:
-    from trunkline.extraction.features import preprocessing_of
-
-    chosen = preprocessing_of(classifier.backbone)
-    for n, report in enumerate(reports):
-        height, width = report["image_size"]
-        in_height, in_width = report["input_size"]
-        typer.echo(f"image     {one_line(report['image'])} ({height}x{width})")
-        if n == 0:
-            said = chosen.describe() if chosen else ""
-            typer.echo(
-                f"input     {classifier.backbone.in_channels}x{in_height}x{in_width}: {said}"
-            )
-            typer.echo(
-                f"backbone  {one_line(about['backbone'])}, weights {one_line(about['weights'])}, "
-                f"{about['num_classes']} classes"
-            )
-            if (loaded := classifier.backbone.load_report) is not None:
-                print_report(loaded)
-            if classifier.labels is None:
-                typer.echo("classes   without names: these are not known to be ImageNet-1k's")
+def _print(
+    report: dict[str, Any],
+    classifier: Classifier,
+    chosen: Preprocessing,
+    about: dict[str, Any],
+    *,
+    first: bool,
+) -> None:
+    height, width = report["image_size"]
+    in_height, in_width = report["input_size"]
+    if not first:
         typer.echo()
-        print_table(
-            ["class", "index", "probability"],
-            [
-                [
-                    one["label"],
-                    one["index"],
-                    "nan" if one["probability"] is None else f"{one['probability']:.4f}",
-                ]
-                for one in report["top"]
-            ],
+    typer.echo(f"image     {one_line(report['image'])} ({height}x{width})")
+    if first:
+        typer.echo(
+            f"input     {classifier.backbone.in_channels}x{in_height}x{in_width}: "
+            f"{chosen.describe()}"
         )
-        if n + 1 < len(reports):
-            typer.echo()
+        typer.echo(
+            f"backbone  {one_line(about['backbone'])}, weights {one_line(about['weights'])}, "
+            f"{about['num_classes']} classes"
+        )
+        if (loaded := classifier.backbone.load_report) is not None:
+            print_report(loaded)
+        if classifier.labels is None:
+            typer.echo("classes   without names: these are not known to be ImageNet-1k's")
+    typer.echo()
+    print_table(
+        ["class", "index", "probability"],
+        [
+            [
+                one["label"],
+                one["index"],
+                "nan" if one["probability"] is None else f"{one['probability']:.4f}",
+            ]
+            for one in report["top"]
+        ],
+    )
 
 
 def _as_dict(guess: Guess) -> dict[str, str | int | float | None]:

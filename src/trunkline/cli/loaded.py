@@ -103,12 +103,13 @@ def build_network(
     Args:
         name: A variant, a folder that ``save_pretrained`` wrote, or ``hf://owner/repo``.
         weights: Of a variant; ``none`` is a seeded random network. A saved one has its own.
-        return_idx: Which maps; None for all of a variant, and for those that were saved.
+        return_idx: Which maps; None for all of a variant, and for those that were saved. Given,
+            it asks for maps of a classifier too.
         seed: Of a random network.
         allow_noncommercial: Agree to weights that forbid commercial use.
         prefix: Where in the weights' file the network is.
         check: Run one image through the loaded network.
-        classifier: Of a saved classifier take the logits; else its backbone.
+        classifier: Of a classifier of ours, saved or in a file, take the logits; else the maps.
         in_channels: Of the images of a variant; a saved one knows.
 
     Returns:
@@ -120,9 +121,10 @@ def build_network(
     from trunkline.backbones.options import ALL_STAGES
     from trunkline.errors import ConfigError
     from trunkline.heads.classifier import Classifier
-    from trunkline.weights.loading import load_weights
+    from trunkline.heads.logits import LogitsNetwork
+    from trunkline.heads.opening import load_network
+    from trunkline.weights import pretrained
     from trunkline.weights.opening import check_no_weights, is_saved
-    from trunkline.zoo import weights_of_name
 
     if is_saved(name):
         check_no_weights(name, weights)
@@ -130,8 +132,9 @@ def build_network(
             raise ConfigError(
                 f"{name} is a saved network, and --prefix is for files; leave it out."
             )
-        given: dict[str, Any] = {} if return_idx is None else {"return_idx": return_idx}
-        saved = trunkline.from_pretrained(name, **given)
+        if return_idx is not None:
+            return pretrained.from_pretrained(name, return_idx=return_idx)
+        saved = trunkline.from_pretrained(name)
         if isinstance(saved, Classifier):
             return saved.as_network() if classifier else saved.backbone
         return cast("Backbone", saved)
@@ -141,36 +144,29 @@ def build_network(
             f"--prefix {prefix} is a place in a file, and --weights names none; add it, or leave "
             "--prefix out."
         )
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if random else "meta"):
-        torch.manual_seed(seed)
-        network = trunkline.create_backbone(
-            name, return_idx=return_idx or ALL_STAGES, in_channels=in_channels
-        )
-    if not random:  # a network without numbers until here: they all come from the file
-        with download_bars() as progress:
-            load_weights(
-                network,
-                weights_of_name(name, weights),
-                prefix=prefix,
-                check=check,
-                allow_noncommercial=allow_noncommercial,
-                progress=progress,
+    if random:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return trunkline.create_backbone(
+                name, return_idx=return_idx or ALL_STAGES, in_channels=in_channels
             )
-        if classifier:
-            _say_of_classifier(network, weights)
-    return network
-
-
-def _say_of_classifier(network: Backbone, weights: str) -> None:
-    """Say that a classifier of ours gives its maps here, to those who trained it for its logits."""
-    from trunkline.weights.matching import CLASSIFIER_LEFT
-
-    report = network.load_report
-    if report is not None and report.layout == "trunkline" and CLASSIFIER_LEFT in report.dropped:
-        say(
-            f"{weights} is a classifier; these are the maps of its backbone. For its logits: "
-            "save_pretrained(load_classifier(NAME, FILE), FOLDER), and FOLDER in the place of NAME."
+    with download_bars() as progress:
+        network = load_network(
+            name,
+            weights,
+            return_idx if classifier else return_idx or ALL_STAGES,
+            in_channels=in_channels,
+            prefix=prefix,
+            check=check,
+            allow_noncommercial=allow_noncommercial,
+            progress=progress,
         )
+    if isinstance(network, LogitsNetwork):
+        say(
+            f"{one_line(weights)} is a classifier of {network.head.conv.out_channels} classes: "
+            "these are its logits. --levels gives maps of its backbone."
+        )
+    return network
 
 
 def weights_said(network: Backbone, weights: str) -> str | None:

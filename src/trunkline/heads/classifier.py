@@ -151,7 +151,7 @@ def _kept(
     head = create_head(backbone, read, pool)
     classes = head.linear.out_features
     named = likely_labels(read, classes)
-    classifier = Classifier(backbone, head, labels or named)
+    classifier = Classifier(backbone, head, named if labels is None else labels)
     report = report_with_head(adopt(backbone, read, check=check), head, read)
     notes: tuple[str, ...] = ()
     if labels is not None and named is not None and tuple(labels) != tuple(named):
@@ -224,8 +224,9 @@ def load_classifier(
         progress=progress,
     )
     head = create_head(backbone, read, pool)
-    named = labels or likely_labels(read, head.linear.out_features)
-    classifier = Classifier(backbone, head, named).eval()
+    if labels is None:
+        labels = likely_labels(read, head.linear.out_features)
+    classifier = Classifier(backbone, head, labels).eval()
     backbone.load_report = report_with_head(adopt(backbone, read), head, read)
     return classifier
 
@@ -239,8 +240,8 @@ def _saved(
     saved = from_pretrained(name)
     if not isinstance(saved, Classifier):
         raise WeightsMismatchError(
-            f"{name} holds a backbone and no classifier; from_pretrained builds it, and "
-            "create_classifier one with new classes."
+            f"{name} holds a backbone and no classifier; from_pretrained builds it (`trunkline "
+            "features` shows its maps), and create_classifier one with new classes."
         )
     check_pool(saved.head.pool, pool, name)
     return saved if labels is None else Classifier(saved.backbone, saved.head, labels).eval()

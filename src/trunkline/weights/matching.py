@@ -15,12 +15,17 @@ from trunkline.backbones.layers import NormStandIn
 from trunkline.errors import UnknownLayoutError, WeightsMismatchError
 from trunkline.weights.fused import norms_are_fused
 from trunkline.weights.layouts import get_layout, layouts_for
-from trunkline.weights.layouts.layout import BATCH_COUNTER, CLASSIFIER, Layout, Name
+from trunkline.weights.layouts.layout import (
+    BATCH_COUNTER,
+    CLASSIFIER,
+    CLASSIFIER_LEFT,
+    Layout,
+    Name,
+)
 
 SHOWN = 10  # names of a long list that an error prints
 _CLASSIFIER_NAMES = (f"{CLASSIFIER}weight", f"{CLASSIFIER}bias")
 BESIDE = "beside the backbone, no part of it"
-CLASSIFIER_LEFT = "classifier, not part of a backbone"
 # Tensors of such modules next to a stem and its stages may change what they compute: a filter in
 # the pool, a second stem, one stage more.
 _PARTS = re.compile(

@@ -24,6 +24,7 @@ BATCH_COUNTER = "num_batches_tracked"  # of batch norm; no part of what it compu
 CLASSIFIER = "classifier."
 # In a state dict of a classifier of ours: it takes the maximum over H and W, not the mean.
 MAX_POOL = "head.max_pool"
+CLASSIFIER_LEFT = "classifier, not part of a backbone"  # why it is not loaded into one
 
 
 @dataclass(frozen=True)

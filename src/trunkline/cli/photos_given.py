@@ -1,0 +1,102 @@
+"""The photos that the arguments of a verb mean: paths, and whatever ``trunkline extract`` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from trunkline.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from trunkline.extraction.records import Item
+    from trunkline.extraction.sources import Source
+
+
+class GivenPhoto(NamedTuple):
+    """One photo: what it is called, and what decodes it.
+
+    ``decode`` raises an ``ImageError`` for one that cannot be read.
+    """
+
+    name: str
+    decode: Callable[[], Image]
+
+
+def is_collection(given: str) -> bool:
+    """Say whether an argument means several photos: a folder, a glob, a list, an archive, a URL."""
+    from trunkline.extraction.list_files import ENDINGS
+    from trunkline.extraction.locations import is_pattern, is_url
+
+    if is_url(given) or Path(given).is_dir():
+        return True
+    if given.lower().endswith((*ENDINGS, ".tar", ".parquet")):
+        return True
+    return is_pattern(given) and not os.path.lexists(given)
+
+
+def photos_given(arguments: Sequence[str]) -> Iterator[GivenPhoto]:
+    """Return the photos that arguments mean, in their order; none of them is opened yet.
+
+    Raises:
+        ImageError: A path where nothing is, or a collection without photos.
+        SourceError: A collection that cannot be listed.
+    """
+    return chain.from_iterable([_of(given) for given in arguments])  # all are looked for now
+
+
+def _of(given: str) -> Iterator[GivenPhoto]:
+    if not is_collection(given):
+        return iter([_one(given)])
+    from trunkline.extraction.sources import list_items, source_of
+
+    source = source_of(given)
+    items = list_items(source)
+    first = next(items, None)
+    if first is None:
+        raise ImageError(
+            f"{given} is a {source.kind} without photos; give one that has some, or the paths of "
+            "photos."
+        )
+    return _all_listed(given, source, chain([first], items))
+
+
+def _one(given: str) -> GivenPhoto:
+    from trunkline.images import decode_image
+
+    if not Path(given).exists():
+        raise ImageError(f"{given} does not exist; check the path.")
+    return GivenPhoto(given, partial(decode_image, given))
+
+
+def _all_listed(given: str, source: Source, items: Iterator[Item]) -> Iterator[GivenPhoto]:
+    from trunkline.extraction.reading import close_files
+
+    try:
+        for item in items:
+            yield _listed(given, source, item)
+    finally:
+        close_files()  # archives stay open from one photo to the next
+
+
+def _listed(given: str, source: Source, item: Item) -> GivenPhoto:
+    from trunkline.extraction.locations import local_path
+    from trunkline.images import decode_image
+
+    path = local_path(item.path)
+    if source.kind in ("folder", "glob") and path is not None:
+        name = path if os.path.isabs(given) else os.path.relpath(path)
+        return GivenPhoto(name, partial(decode_image, name))
+    return GivenPhoto(item.key, partial(_decode_item, source, item))
+
+
+def _decode_item(source: Source, item: Item) -> Image:
+    from trunkline.extraction.reading import read_bytes
+    from trunkline.images import decode_image
+
+    return decode_image(read_bytes(source, item))
