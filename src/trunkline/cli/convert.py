@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.loaded import download_bars
 from trunkline.cli.output import one_line, print_json
 
@@ -31,7 +32,11 @@ def convert_command(  # one parameter per flag
         ),
     ],
     variant: Annotated[
-        str | None, typer.Option(help="What SRC holds, where its names and shapes do not say.")
+        str | None,
+        typer.Option(
+            help="What SRC holds, where its names and shapes do not say.",
+            autocompletion=backbones,
+        ),
     ] = None,
     layout: Annotated[str, typer.Option(help="How SRC names its tensors.")] = "auto",
     prefix: Annotated[

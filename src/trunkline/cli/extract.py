@@ -50,9 +50,17 @@ class _Extract(TyperGroup):
     """``extract SRC OUT`` is ``extract run SRC OUT``; a folder ``verify`` is ``./verify``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
+        begun = not args and ctx.resilient_parsing  # a shell asks what may come first
+        if not begun and (not args or args[0] not in self.commands):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        run = self.commands["run"]
+        with run.make_context("run", [], parent=ctx, resilient_parsing=True) as context:
+            flags = run.shell_complete(context, incomplete)
+        verbs = super().shell_complete(ctx, incomplete)
+        return [*verbs, *(flag for flag in flags if flag.value not in {v.value for v in verbs})]
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from trunkline.cli.completion import backbones
+from trunkline.cli.completion import backbones, checkpoints
 from trunkline.cli.output import one_line, say
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ BackboneOption = Annotated[
 WeightsOption = Annotated[
     str,
     typer.Option(
+        autocompletion=checkpoints,
         metavar="none|default|TAG|PATH|hf://...",
         help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
     ),
