@@ -206,6 +206,8 @@ def run_command(  # one parameter per flag
     part = None if shard is None else parse_shard(shard)
     return_idx = None if levels is None else parse_levels(levels)
     chosen_bands = None if bands is None else parse_bands(bands)
+    if size is not None:
+        parse_size(size)  # refused before weights are downloaded for it
     from trunkline.extraction.extracting import extract  # when the verb runs
 
     saved = _is_saved_runner(backbone)
@@ -341,28 +343,9 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich import progress as bars
-    from rich.console import Console
+    from trunkline.extraction.progress import bar
 
-    columns = (
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[speed]}"),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[failed]}"),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task("images", total=None, speed="", failed="")
-
-        def show(now: Progress) -> None:
-            display.update(
-                task,
-                completed=now.before + now.images,
-                total=now.total if now.listed else None,
-                speed=f"{now.images / now.seconds:.1f} images/s",
-                failed=f"{now.failed} failed" if now.failed else "",
-            )
-
+    with bar() as show:
         yield show
 
 
