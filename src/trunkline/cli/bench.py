@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trunkline.cli.completion import backbones
+from trunkline.cli.loaded import fetch_saved
 from trunkline.cli.output import print_json, print_table, say
 from trunkline.errors import ConfigError
 
@@ -98,6 +99,8 @@ def bench_command(  # one parameter per flag
         memory=not no_memory,
         **given,
     )
+    for name in names:
+        fetch_saved(name)
     if profile:
         profiles = profile_runners(names, config, progress=_progress)
         if as_json:

@@ -14,7 +14,11 @@ from trunkline.cli.output import one_line, print_json
 def convert_command(  # one parameter per flag
     src: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A file, hf://owner/repo, or a TAG of --variant."),
+        typer.Argument(
+            metavar="SRC",
+            help="A file, a folder that save_pretrained wrote, hf://owner/repo, or a TAG of "
+            "--variant.",
+        ),
     ],
     dst: Annotated[
         str,

@@ -30,6 +30,7 @@ from trunkline.cli.loaded import (
     WeightsOption,
     build_network,
     print_report,
+    warn_of_assumed,
     warn_of_random,
 )
 from trunkline.cli.output import one_line, print_json, say
@@ -231,6 +232,7 @@ def run_command(  # one parameter per flag
     )
     if not saved:
         _say_of_weights(network, seed)
+        warn_of_assumed(cast("Backbone", network))
     with stopping_on_signals() as stopping, _progress() as progress:
         report = extract(
             src,
