@@ -122,14 +122,16 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), prog_name="trunkline", catch_exceptions=False)
 
 
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def process(
+    *arguments: str, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("FORCE_")}
     return subprocess.run(
         [sys.executable, "-m", "trunkline", *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**plain, "COLUMNS": "80"},
+        env={**plain, "COLUMNS": "80", **more},
         check=False,
     )
 
@@ -220,6 +222,19 @@ def test_wide_tables_are_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in shown
 
 
+def test_tables_of_wide_characters_stay_straight(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "n"], [["\u56fe\u50cf", 1], ["ab", 20]])
+    assert capsys.readouterr().out == (
+        f"name    n\n{chr(0x2500) * 9}\n\u56fe\u50cf    1\nab     20\n"
+    )
+
+
+def test_tables_in_a_terminal_without_unicode() -> None:
+    done = process("info", "dla34", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert f"level    stride   channels\n{'-' * 26}\n" in done.stdout
+
+
 def test_one_line_spells_out_what_a_terminal_could_obey() -> None:
     assert one_line("a\n  b\tc\x1b[0m\udcffé") == "a b\\tc\\x1b[0m\\udcffé"
 
@@ -255,60 +270,3 @@ def test_real_process_with_a_bad_photo(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert re.fullmatch(r"trunkline: error: bad\.jpg is damaged or cut short .*\n", done.stderr)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.jpg"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["list"],
-        ["info", "tv_resnet50"],
-        ["info", "resnet49"],
-        ["weights", "list"],
-        ["weights", "list", "resnet50", "--license", "permissive", "--sort", "accuracy"],
-        ["weights", "show", "resnet50", "default"],
-    ],
-)
-def test_what_needs_no_network_waits_for_no_pytorch(words: list[str]) -> None:
-    code = (
-        "import sys; from trunkline.cli.root import app\n"
-        "try: app(sys.argv[1:])\n"
-        "finally: print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.splitlines()[-1] == "False"
-
-
-@pytest.mark.parametrize(
-    ("typed", "found"),
-    [
-        ("trunkline exp", ["export"]),
-        ("trunkline extract run --band", ["--bands"]),
-        ("trunkline extract run --backbone dla46", ["dla46-c", "dla46x-c"]),
-        ("trunkline info regnet-x-00", [f"regnet-x-00{n}" for n in ("2", "4", "4-tv", "6", "8")]),
-    ],
-)
-def test_shells_complete(typed: str, found: list[str]) -> None:
-    words = typed.split()
-    asked = {
-        **os.environ,
-        "_TRUNKLINE_COMPLETE": "complete_bash",
-        "COMP_WORDS": typed,
-        "COMP_CWORD": str(len(words) - 1),
-    }
-    code = "from trunkline.cli.root import app; app(prog_name='trunkline')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=asked, check=False
-    )
-    assert sorted(done.stdout.split()) == found, done.stderr
-
-
-def test_a_script_for_every_shell() -> None:
-    for shell in ("bash", "zsh", "fish"):
-        result = CliRunner().invoke(app, ["completion", shell])
-        assert result.exit_code == 0, result.output
-        assert "_TRUNKLINE_COMPLETE" in result.stdout
-    result = CliRunner().invoke(app, ["completion", "tcsh"])
-    assert result.exit_code == 2
-    assert "no completion for tcsh; allowed: bash, zsh, fish" in result.stderr

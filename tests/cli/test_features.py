@@ -146,7 +146,8 @@ def test_weights_of_a_file_say_what_was_loaded(photo: str, dla46: Path, tmp_path
     common = ("features", photo, "--backbone", "dla46-c", "--size", "32", "--levels", "0")
     out = tmp_path / "maps.safetensors"
     result = run(*common, "--weights", str(dla46), "--out", str(out))
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"The preprocessing is ASSUMED: .*\n", result.stderr)
     assert "RANDOM" not in result.stdout
     loaded = re.findall(r"^loaded +(.+)$", result.stdout, re.M)
     assert re.fullmatch(r"\d+ tensors from dla46\.safetensors, read as timm-dla\.", loaded[0])
@@ -295,3 +296,35 @@ def test_bands_of_a_raster_are_the_channels(tmp_path: Path) -> None:
     assert len(report["preprocessing"]["mean"]) == 4
     refused = CliRunner().invoke(app, command)
     assert "is a TIFF of 6 bands, uint16, 50x40, and no photo" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
+def test_an_assumed_preprocessing_is_said(photo: str, tmp_path: Path, flags: list[str]) -> None:
+    backbone = trunkline.create_backbone("dla46-c")
+    torch.save(backbone.state_dict(), tmp_path / "plain.pth")
+    silent, told = tmp_path / "silent", tmp_path / "told"
+    trunkline.save_pretrained(backbone, silent)
+    backbone.preprocessing = IMAGENET.with_size(40)
+    trunkline.save_pretrained(backbone, told)
+    plain = ["--backbone", "dla46-c", "--weights", str(tmp_path / "plain.pth")]
+    for asked, is_assumed in (
+        (plain, True),
+        (["--backbone", str(silent)], True),
+        (["--backbone", str(told)], False),
+        (["--backbone", "dla46-c"], False),  # a random network, which is said instead
+    ):
+        result = run("features", photo, *asked, *flags)
+        assert result.exit_code == 0, result.stderr
+        said = re.search(r"The preprocessing is ASSUMED: .*save_pretrained it", result.stderr)
+        assert bool(said) is is_assumed, asked
+    assert report("features", photo, *plain)["preprocessing_assumed"] is True
+    assert report("features", photo, "--backbone", str(told))["preprocessing_assumed"] is False
+
+
+def test_an_assumed_preprocessing_is_said_of_a_whole_extraction(photo: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    folder = trunkline.save_pretrained(trunkline.create_backbone("dla46-c"), tmp_path / "silent")
+    asked = ("extract", str(Path(photo).parent / "*.png"), str(tmp_path / "f.parquet"))
+    result = run(*asked, "--backbone", str(folder), "--runtime", "torch", "--workers", "0")
+    assert result.exit_code == 0, result.stderr
+    assert "The preprocessing is ASSUMED" in result.stderr

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +18,14 @@ import trunkline
 from trunkline.benchmarking.bench import seeded_backbone
 from trunkline.benchmarking.contestants import eager
 from trunkline.benchmarking.memory import _ready
+from trunkline.cli.bench import bench_command
+from trunkline.cli.loaded import build_network
 from trunkline.cli.root import app
-from trunkline.errors import UnknownVariantError
+from trunkline.errors import UnknownVariantError, WeightsNotFoundError
 from trunkline.extraction.features import features
 from trunkline.images import IMAGENET
 from trunkline.weights.opening import is_saved, open_backbone
+from trunkline.weights.sources import file_in
 
 if TYPE_CHECKING:
     from tests.conftest import Family
@@ -114,6 +120,108 @@ def test_a_repository_of_the_hub(
     got = report("features", photo, "--backbone", "hf://somebody/own")
     expected = features(photo, own)
     assert [m["mean"] for m in got["maps"]] == pytest.approx([m.mean for m in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["features", "bench"])
+def test_a_repository_of_the_hub_comes_with_a_bar(
+    photo: str, folder: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert photo
+    for path in Path(folder).iterdir():
+        hub.add_file("somebody/own", path.name, path.read_bytes())
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    if verb == "features":
+        network = build_network(
+            "hf://somebody/own", "none", None, seed=0, allow_noncommercial=False
+        )
+        assert network.load_report is not None
+    else:
+        monkeypatch.setattr("trunkline.benchmarking.bench.bench", lambda *_, **__: {})
+        with pytest.raises(AttributeError, match="to_dict"):
+            bench_command(["hf://somebody/own"], as_json=True)
+    assert "model.safetensors" in screen.getvalue()
+    assert hub.gets("model.safetensors") == 1
+
+
+def test_info_of_a_saved_network(folder: str, own: trunkline.Backbone) -> None:
+    got = report("info", folder)
+    assert (got["source"], got["variant"], got["family"]) == (folder, None, "resnet")
+    assert (got["num_parameters"], got["macs"]) == (own.num_parameters, own.macs())
+    assert got["levels"][0]["name"] == "stem"
+    assert (got["returned_strides"], got["num_classes"]) == ([16, 4], None)
+    assert got["preprocessing"] == IMAGENET.with_size(40).to_dict()
+    shown = run("info", folder).stdout
+    assert f"{folder}  (a resnet of its own)" in shown
+    assert "returns     strides 16, 4" in shown
+    assert re.search(r"stage2 +16 +\d+", shown)
+
+
+def test_info_of_a_saved_classifier(tmp_path: Path) -> None:
+    model = trunkline.create_classifier("dla46-c", 7)
+    folder = trunkline.save_pretrained(model, tmp_path / "seven", license="MIT")
+    shown = run("info", str(folder)).stdout
+    assert f"{folder}  (dla46-c)" in shown
+    assert "classifier  7 classes" in shown
+    assert "licence     MIT" in shown
+    assert "not recorded; ImageNet's usual way is assumed" in shown
+    (folder / "config.json").write_text(
+        (folder / "config.json").read_text().replace('"num_classes": 7', '"num_classes": "x"')
+    )
+    wrong = run("info", str(folder))
+    assert wrong.exit_code == 2
+    assert "config.json is no config" in wrong.stderr
+
+
+def test_info_of_a_repository_fetches_no_weights(folder: str, hub: LoopbackHub) -> None:
+    for path in Path(folder).iterdir():
+        hub.add_file("somebody/own", path.name, path.read_bytes())
+    assert report("info", "hf://somebody/own")["returned_strides"] == [16, 4]
+    assert hub.gets("model.safetensors") == 0
+
+
+def test_info_of_other_folders(tmp_path: Path) -> None:
+    wrong = run("info", str(tmp_path))
+    assert wrong.exit_code == 2
+    assert "holds no config.json; give a folder that save_pretrained wrote" in wrong.stderr
+
+
+def test_convert_of_a_saved_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trunkline.create_classifier("dla46-c", 7)
+    trunkline.save_pretrained(model, tmp_path / "seven")
+    monkeypatch.chdir(tmp_path)
+    for named in ("seven", "./seven"):
+        got = report("convert", named, "timm.safetensors", "--to", "timm")
+        assert (got["variant"], got["classifier"]) == ("dla46-c", True)
+        again = trunkline.load_classifier("dla46-c", tmp_path / "timm.safetensors")
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_convert_says_what_a_folder_lacks(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(
+        WeightsNotFoundError, match=r"runs is a folder without model\.safetensors, .* no checkpoint"
+    ):
+        trunkline.convert(tmp_path / "runs", tmp_path / "o.pth", "timm")
+    for name in ("b.pth", "a.ckpt", "notes.txt"):
+        (tmp_path / "runs" / name).touch()
+    wrong = run("convert", str(tmp_path / "runs"), str(tmp_path / "o.pth"), "--to", "timm")
+    assert wrong.exit_code == 2
+    assert "it holds a.ckpt, b.pth. Give the path of a file." in wrong.stderr
+
+
+def test_a_folder_called_as_a_tag_is_the_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timm-in1k").mkdir()
+    assert file_in("dla34", "timm-in1k") == "timm-in1k"
+    with pytest.raises(WeightsNotFoundError, match="is a folder without"):
+        file_in("dla34", "./timm-in1k")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trunkline.cli.completion import backbones
+from trunkline.cli.loaded import fetch_saved
 from trunkline.cli.output import print_json, print_table, say
 from trunkline.errors import ConfigError
 
@@ -22,7 +24,11 @@ _SURPRISE = 0.02  # by which a quotient of medians may differ from a median of r
 
 def bench_command(  # one parameter per flag
     names: Annotated[
-        list[str], typer.Argument(help="Backbones; `trunkline list` shows all. Or saved folders.")
+        list[str],
+        typer.Argument(
+            help="Backbones; `trunkline list` shows all. Or saved folders.",
+            autocompletion=backbones,
+        ),
     ],
     shape: Annotated[
         list[str] | None,
@@ -94,6 +100,8 @@ def bench_command(  # one parameter per flag
         memory=not no_memory,
         **given,
     )
+    for name in names:
+        fetch_saved(name)
     if profile:
         profiles = profile_runners(names, config, progress=_progress)
         if as_json:

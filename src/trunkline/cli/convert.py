@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.loaded import download_bars
 from trunkline.cli.output import one_line, print_json
 
@@ -13,7 +14,11 @@ from trunkline.cli.output import one_line, print_json
 def convert_command(  # one parameter per flag
     src: Annotated[
         str,
-        typer.Argument(metavar="SRC", help="A file, hf://owner/repo, or a TAG of --variant."),
+        typer.Argument(
+            metavar="SRC",
+            help="A file, a folder that save_pretrained wrote, hf://owner/repo, or a TAG of "
+            "--variant.",
+        ),
     ],
     dst: Annotated[
         str,
@@ -31,7 +36,11 @@ def convert_command(  # one parameter per flag
         ),
     ],
     variant: Annotated[
-        str | None, typer.Option(help="What SRC holds, where its names and shapes do not say.")
+        str | None,
+        typer.Option(
+            help="What SRC holds, where its names and shapes do not say.",
+            autocompletion=backbones,
+        ),
     ] = None,
     layout: Annotated[str, typer.Option(help="How SRC names its tensors.")] = "auto",
     prefix: Annotated[

@@ -30,6 +30,7 @@ from trunkline.cli.loaded import (
     WeightsOption,
     build_network,
     print_report,
+    warn_of_assumed,
     warn_of_random,
 )
 from trunkline.cli.output import one_line, print_json, say
@@ -50,9 +51,17 @@ class _Extract(TyperGroup):
     """``extract SRC OUT`` is ``extract run SRC OUT``; a folder ``verify`` is ``./verify``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
+        begun = not args and ctx.resilient_parsing  # a shell asks what may come first
+        if not begun and (not args or args[0] not in self.commands):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        run = self.commands["run"]
+        with run.make_context("run", [], parent=ctx, resilient_parsing=True) as context:
+            flags = run.shell_complete(context, incomplete)
+        verbs = super().shell_complete(ctx, incomplete)
+        return [*verbs, *(flag for flag in flags if flag.value not in {v.value for v in verbs})]
 
 
 app = typer.Typer(
@@ -198,6 +207,8 @@ def run_command(  # one parameter per flag
     part = None if shard is None else parse_shard(shard)
     return_idx = None if levels is None else parse_levels(levels)
     chosen_bands = None if bands is None else parse_bands(bands)
+    if size is not None:
+        parse_size(size)  # refused before weights are downloaded for it
     from trunkline.extraction.extracting import extract  # when the verb runs
 
     saved = _is_saved_runner(backbone)
@@ -221,6 +232,7 @@ def run_command(  # one parameter per flag
     )
     if not saved:
         _say_of_weights(network, seed)
+        warn_of_assumed(cast("Backbone", network))
     with stopping_on_signals() as stopping, _progress() as progress:
         report = extract(
             src,
@@ -333,28 +345,9 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich import progress as bars
-    from rich.console import Console
+    from trunkline.extraction.progress import bar
 
-    columns = (
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("{task.fields[speed]}"),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[failed]}"),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True)) as display:
-        task = display.add_task("images", total=None, speed="", failed="")
-
-        def show(now: Progress) -> None:
-            display.update(
-                task,
-                completed=now.before + now.images,
-                total=now.total if now.listed else None,
-                speed=f"{now.images / now.seconds:.1f} images/s",
-                failed=f"{now.failed} failed" if now.failed else "",
-            )
-
+    with bar() as show:
         yield show
 
 

@@ -19,6 +19,7 @@ from trunkline.cli.loaded import (
     build_network,
     print_report,
     report_as_dict,
+    warn_of_assumed,
     warn_of_random,
     weights_said,
 )
@@ -99,6 +100,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         prefix=prefix,
         in_channels=len(chosen_bands or "RGB"),
     )
+    warn_of_assumed(network)
     chosen = preprocessing_of(network)
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
@@ -117,6 +119,7 @@ def features_command(  # one parameter per flag, one entry per key of the report
         "seed": seed if random else None,
         "loaded": None if network.load_report is None else report_as_dict(network.load_report),
         "preprocessing": chosen.to_dict(),
+        "preprocessing_assumed": network.stated_preprocessing is None,
         "maps": [_as_dict(one) for one in maps],
         "out": out,
     }

@@ -20,13 +20,10 @@ def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List all backbones: parameters, multiply-accumulates, channels at each stride."""
-    from trunkline.facts import facts
+    from trunkline.facts import facts, names  # as zoo.info, without PyTorch
 
-    infos = [one for one in facts().values() if family in (None, one.family)]
-    if not infos:
-        from trunkline import zoo  # which says what there is; it needs torch
-
-        zoo.list_backbones(family)
+    known = facts()
+    infos = [known[name] for name in names().listed(family)]
     if as_json:
         print_json([dataclasses.asdict(one) for one in infos])
         return

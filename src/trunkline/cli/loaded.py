@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from trunkline.cli.completion import backbones
+from trunkline.cli.completion import backbones, checkpoints
 from trunkline.cli.output import one_line, say
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ BackboneOption = Annotated[
 WeightsOption = Annotated[
     str,
     typer.Option(
+        autocompletion=checkpoints,
         metavar="none|default|TAG|PATH|hf://...",
         help="A checkpoint; `trunkline weights list` shows tags. none is a random network.",
     ),
@@ -86,6 +87,20 @@ def download_bars() -> Iterator[Progress | None]:
         yield show
 
 
+def fetch_saved(name: str) -> None:
+    """Bring a repository (``hf://...``) onto this machine, with a bar; of other names do nothing.
+
+    Raises:
+        WeightsError: It cannot be had.
+    """
+    if not name.startswith("hf://"):
+        return
+    from trunkline.weights.pretrained import files_of
+
+    with download_bars() as progress:
+        files_of(name, progress=progress)
+
+
 def build_network(
     name: str,
     weights: str,
@@ -132,6 +147,7 @@ def build_network(
             raise ConfigError(
                 f"{name} is a saved network, and --prefix is for files; leave it out."
             )
+        fetch_saved(name)
         if return_idx is not None:
             return pretrained.from_pretrained(name, return_idx=return_idx)
         saved = trunkline.from_pretrained(name)
@@ -182,6 +198,21 @@ def warn_of_random(seed: int, *, on_stderr: bool) -> None:
     tell(
         f"The network is RANDOM (--weights none, --seed {seed}): its maps carry no learned meaning."
     )
+
+
+def warn_of_assumed(network: Backbone) -> None:
+    """Say on standard error that nobody said how images are prepared; of random networks nothing.
+
+    Args:
+        network: As ``build_network`` made it.
+    """
+    if network.load_report is not None and network.stated_preprocessing is None:
+        say(
+            "The preprocessing is ASSUMED: the weights do not say how they want their images, so "
+            f"ImageNet's usual way is taken ({network.preprocessing.describe()}). If they want "
+            "another, set backbone.preprocessing in Python, save_pretrained it into a folder, and "
+            "give that as --backbone."
+        )
 
 
 def report_as_dict(report: LoadReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trunkline.cli import weights_files
-from trunkline.cli.completion import backbones
+from trunkline.cli.completion import backbones, checkpoints
 from trunkline.cli.output import in_millions, one_line, print_json, print_table
 from trunkline.errors import ConfigError
 
@@ -129,7 +129,10 @@ def show_command(
     variant: Annotated[
         str, typer.Argument(help="A backbone, by any of its names.", autocompletion=backbones)
     ],
-    tag: Annotated[str, typer.Argument(help="A tag of it, or the upstream's name.")] = "default",
+    tag: Annotated[
+        str,
+        typer.Argument(help="A tag of it, or the upstream's name.", autocompletion=checkpoints),
+    ] = "default",
     as_json: AsJson = False,
 ) -> None:
     """Show one checkpoint: where it is had, its licence, what it expects and how good it is."""

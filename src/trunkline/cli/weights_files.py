@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trunkline.cli.completion import backbones
 from trunkline.cli.loaded import download_bars
 from trunkline.cli.output import one_line, print_json, print_table, say
 from trunkline.errors import ConfigError
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 def pull_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="VARIANT (its default weights) or VARIANT:TAG."),
+        typer.Argument(
+            metavar="NAME",
+            help="VARIANT (its default weights) or VARIANT:TAG.",
+            autocompletion=backbones,
+        ),
     ] = None,
     to: Annotated[
         Path | None,
@@ -38,7 +43,7 @@ def pull_command(
     ] = False,
 ) -> None:
     """Download weights into the cache, check them, and print where each one is."""
-    from trunkline.weights import catalog, hub  # when the verb runs: it needs torch
+    from trunkline.weights import catalog, hub  # when the verb runs
 
     rows = _chosen(names or [], tag, everything)
     if everything:
@@ -70,7 +75,7 @@ def verify_command(
 
 
 def _chosen(names: list[str], tag: str | None, everything: bool) -> list[WeightEntry]:
-    from trunkline import zoo
+    from trunkline.facts import names as known
     from trunkline.weights import catalog
 
     if everything and tag is not None:
@@ -81,7 +86,7 @@ def _chosen(names: list[str], tag: str | None, everything: bool) -> list[WeightE
             "--all for the default weights of every one; `trunkline weights list` shows them."
         )
     if not names:
-        variants = [name for name in zoo.list_backbones() if catalog.default_tag(name)]
+        variants = [name for name in known().listed() if catalog.default_tag(name)]
         return [catalog.find(variant) for variant in variants]
     rows: list[WeightEntry] = []
     for name in names:

@@ -82,11 +82,17 @@ def preprocessing_for(
     """Return how images are prepared: as given, or as the weights want them.
 
     Raises:
-        ConfigError: A runner normalises inside, and the given numbers are others.
+        ConfigError: No ``Preprocessing``, or a runner normalises inside, and the given numbers are
+            others.
     """
     stated = backbone.preprocessing
     if preprocessing is None:
         return stated
+    if not isinstance(preprocessing, Preprocessing):
+        raise ConfigError(
+            f"preprocessing={preprocessing!r} must be a Preprocessing, such as "
+            "backbone.preprocessing.with_size(224), or None for what the weights expect."
+        )
     numbers = ("mean", "std", "value_range", "channel_order")
     inside = isinstance(backbone, Runner) and backbone.preprocess
     if inside and any(getattr(stated, one) != getattr(preprocessing, one) for one in numbers):

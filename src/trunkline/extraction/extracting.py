@@ -12,25 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 from trunkline.errors import ConfigError
 from trunkline.extraction.asked import Asked, preprocessing_for
+from trunkline.extraction.checks import (
+    Running,
+    check_options,
+    checked_backbone,
+    checked_bands,
+    checked_levels,
+)
 from trunkline.extraction.decoding import Decoding
 from trunkline.extraction.formats import format_of
-from trunkline.extraction.jobs import continued, open_job
+from trunkline.extraction.jobs import continued, open_job, possible
 from trunkline.extraction.listing import Listing
-from trunkline.extraction.manifests import MOST_IMAGES, MOST_OF_A_BATCH, MOST_OF_AN_IMAGE, Manifest
+from trunkline.extraction.manifests import Manifest
 from trunkline.extraction.places import check_apart, store_at
 from trunkline.extraction.plan import Plan
 from trunkline.extraction.pooling import check_pool
+from trunkline.extraction.progress import told
 from trunkline.extraction.records import Dtype
 from trunkline.extraction.reports import ExtractReport, Progress
 from trunkline.extraction.session import Session, Tally
 from trunkline.extraction.sources import source_of
-from trunkline.extraction.spooling import IMAGE, KEY, is_in_memory, spooled
+from trunkline.extraction.spooling import is_in_memory, source_in_memory, spooled
 from trunkline.extraction.store import Store
 from trunkline.images import MAX_BYTES, MAX_PIXELS
-from trunkline.photos import ALPHAS, DECODES, TRUNCATED, Alpha, Decode, Truncated
-from trunkline.preprocessing import Preprocessing, is_positive_int
+from trunkline.photos import Alpha, Decode, Truncated
+from trunkline.preprocessing import Preprocessing
 from trunkline.rasters import Bands
-from trunkline.runtimes.engine import check_threads
 from trunkline.runtimes.optional import require
 from trunkline.runtimes.processor import processor
 from trunkline.runtimes.runner import Runner
@@ -39,7 +46,6 @@ if TYPE_CHECKING:
     from trunkline.backbones.backbone import Backbone
 
 SHARD_SIZE = 10_000
-ENGINES = ("local", "ray")
 
 
 def extract(  # every option of a job is a keyword of its own, typed and documented here
@@ -75,7 +81,7 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     max_errors: int | None = None,
     engine: str = "local",
     ray_address: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
     stopping: threading.Event | None = None,
     trust: bool = False,
 ) -> ExtractReport:
@@ -126,7 +132,8 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
         max_errors: End the run when more images than this have failed in it.
         engine: "local", or "ray" for workers of a Ray cluster.
         ray_address: Of the cluster; None starts Ray on this machine, or uses one that is connected.
-        progress: Called from time to time with how far it is.
+        progress: Called after every batch with how far it is. True shows the bar of the command
+            line on standard error, where that is a terminal, and nothing elsewhere.
         stopping: Once set, the run ends within a batch; unfinished shards are given up.
         trust: Go on with a store of elsewhere although its runner could run code here: see
             ``load_runner``. Only runners of "inductor", and those of layers of one's own, could.
@@ -158,23 +165,23 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
     began = time.perf_counter()
     kind = format_of(out, layout)
     maps = kind.name == "zarr"
-    # Before anything is there that only the same options could go on with.
+    # All of these before anything is there that only the same options could go on with.
     for library in (
         "pebble",
         "pyarrow",
         *(("zarr",) if maps else ()),
-        *((engine,) * (engine == "ray")),
+        *(("ray",) if engine == "ray" else ()),
     ):
         require(library, "extracting features")
     store = store_at(out)
-    if is_in_memory(src):
-        if column is not None or key_column is not None:
-            raise ConfigError("images in memory have no columns; leave out column and key_column.")
-        rasters = bands is not None or white is not None
-        src, column, key_column = spooled(src, out, rasters=rasters), IMAGE, KEY
-    source = source_of(src, column=column, key_column=key_column)
+    in_memory = is_in_memory(src)
+    if in_memory and (column is not None or key_column is not None):
+        raise ConfigError("images in memory have no columns; leave out column and key_column.")
+    source = (
+        source_in_memory(out) if in_memory else source_of(src, column=column, key_column=key_column)
+    )
     check_apart(source, store)
-    chosen = preprocessing_for(_checked_backbone(backbone), preprocessing)
+    chosen = preprocessing_for(checked_backbone(backbone), preprocessing)
     given = backbone.precision if isinstance(backbone, Runner) else "fp32"
     asked = Asked(
         backbone=backbone,
@@ -187,137 +194,38 @@ def extract(  # every option of a job is a keyword of its own, typed and documen
             max_bytes=max_bytes,
             alpha=alpha,
             truncated=truncated,
-            bands=_bands(bands, white),
+            bands=checked_bands(bands, white),
         ),
-        levels=levels,
-        pool=check_pool(pool or ("none" if maps else "avg")),
+        levels=checked_levels(levels),
+        pool=check_pool(("none" if maps else "avg") if pool is None else pool),
         normalize=normalize,
-        dtype=dtype or ("float16" if maps else "float32"),
+        dtype=("float16" if maps else "float32") if dtype is None else dtype,
         runtime=runtime,
-        precision=precision or given,
+        precision=given if precision is None else precision,
         batch_size=batch_size,
         calibration=calibration,
         shard_size=shard_size,
         layout=layout,
     )
-    _check_channels(asked)
-    _check_numbers(asked, workers, timeout_seconds, shard, max_errors, engine, threads)
-    run = _Run(
-        asked,
-        store,
-        threads=threads,
-        workers=max(1, processor().cores // 2) if workers is None else workers,
+    running = Running(
+        workers=workers,
         timeout_seconds=timeout_seconds,
-        shard=shard or (0, 1),
+        shard=shard,
+        retry_failed=retry_failed,
         max_errors=max_errors,
+        engine=engine,
+        ray_address=ray_address,
+        threads=threads,
         progress=progress,
-        stopping=stopping or threading.Event(),
-        began=began,
+        stopping=stopping,
         trust=trust,
     )
-    report = run.finished(retry_failed=retry_failed)
-    if report is not None:
-        return report
-    if engine == "ray":
-        return run.on_ray(ray_address, retry_failed=retry_failed)
-    return run.here(retry_failed=retry_failed)
-
-
-def _bands(
-    bands: Bands | Sequence[int] | None, white: float | tuple[float, ...] | None
-) -> Bands | None:
-    if bands is None and white is None:
-        return None
-    if not isinstance(bands, Bands):
-        return Bands(bands=None if bands is None else tuple(bands), white=white)
-    if white is not None:
-        raise ConfigError(f"white={white!r} stands beside {bands!r}; say it within.")
-    return bands
-
-
-def _check_channels(asked: Asked) -> None:
-    decoding, taken = asked.decoding, asked.backbone.in_channels
-    if decoding.bands is None and taken != 3:
-        raise ConfigError(
-            f"the network takes {taken} channels, and photos have 3; for pictures of other bands "
-            "give bands=, such as bands=(1, 2, 3, 4), and white=, the number that is white in them."
-        )
-    if decoding.bands is None:
-        return
-    chosen = decoding.bands.bands
-    if chosen is not None and len(chosen) != taken:
-        raise ConfigError(
-            f"bands={chosen} are {len(chosen)}, and the network takes {taken} channels; name one "
-            "band for each."
-        )
-    if decoding.preprocessing.num_channels != taken:
-        raise ConfigError(
-            f"the preprocessing has numbers for {decoding.preprocessing.num_channels} channels, "
-            f"and the network takes {taken}; give one mean and std per channel."
-        )
-    if decoding.decode != "exact" or decoding.alpha != "white":
-        raise ConfigError(
-            "decode= and alpha= are for photos, and bands= reads every number as it is; leave "
-            "them out."
-        )
-
-
-def _checked_backbone(backbone: object) -> Backbone | Runner:
-    if isinstance(backbone, Runner):
-        return backbone
-    from trunkline.runtimes.folding import check_backbone
-
-    check_backbone(backbone)
-    return backbone  # type: ignore[return-value]
-
-
-def _check_numbers(
-    asked: Asked,
-    workers: int | None,
-    timeout_seconds: float,
-    shard: tuple[int, int] | None,
-    max_errors: int | None,
-    engine: str,
-    threads: int | None,
-) -> None:
-    for name, value, most in (
-        ("max_pixels", asked.decoding.max_pixels, MOST_OF_AN_IMAGE),
-        ("max_bytes", asked.decoding.max_bytes, MOST_OF_AN_IMAGE),
-        ("batch_size", asked.batch_size, MOST_OF_A_BATCH),
-        ("shard_size", asked.shard_size, MOST_IMAGES),
-        ("workers", workers or None, None),
-    ):
-        if value is not None and not is_positive_int(value):
-            raise ConfigError(f"{name}={value!r} must be a positive integer.")
-        if value is not None and most is not None and value > most:
-            raise ConfigError(f"{name}={value!r} is more than {most}; choose a smaller one.")
-    if workers is not None and (isinstance(workers, bool) or (workers == 0 and engine == "ray")):
-        raise ConfigError(f"workers={workers!r} must be a positive integer with engine={engine!r}.")
-    check_threads(threads)
-    if not timeout_seconds > 0:
-        raise ConfigError(f"timeout_seconds={timeout_seconds!r} must be more than 0.")
-    if asked.dtype not in ("float32", "float16"):
-        raise ConfigError(f"dtype={asked.dtype!r} is unknown; use float32 or float16.")
-    if asked.decoding.alpha not in ALPHAS:
-        raise ConfigError(
-            f"alpha={asked.decoding.alpha!r} is unknown; use one of {', '.join(ALPHAS)}."
-        )
-    if asked.decoding.truncated not in TRUNCATED:
-        raise ConfigError(
-            f"truncated={asked.decoding.truncated!r} is unknown; use one of {', '.join(TRUNCATED)}."
-        )
-    if asked.decoding.decode not in DECODES:
-        raise ConfigError(
-            f"decode={asked.decoding.decode!r} is unknown; use one of {', '.join(DECODES)}."
-        )
-    if engine not in ENGINES:
-        raise ConfigError(f"engine={engine!r} is unknown; use one of {', '.join(ENGINES)}.")
-    if max_errors is not None and max_errors < 0:
-        raise ConfigError(f"max_errors={max_errors!r} must be 0 or more, or None for any number.")
-    if shard is not None and not (len(shard) == 2 and 0 <= shard[0] < shard[1]):
-        raise ConfigError(
-            f"shard={shard!r} must be (i, n) with i from 0 to n - 1: part i of n equal parts."
-        )
+    check_options(asked, running)
+    asked = possible(asked, store, threads)
+    if in_memory:
+        spooled(src, out, rasters=asked.decoding.bands is not None)
+    with told(progress) as tell:
+        return _Run(asked, store, running, tell, began).report()
 
 
 class _Run:
@@ -327,33 +235,36 @@ class _Run:
         self,
         asked: Asked,
         store: Store,
-        *,
-        threads: int | None,
-        workers: int,
-        timeout_seconds: float,
-        shard: tuple[int, int],
-        max_errors: int | None,
-        progress: Callable[[Progress], None] | None,
-        stopping: threading.Event,
+        running: Running,
+        tell: Callable[[Progress], None] | None,
         began: float,
-        trust: bool,
     ) -> None:
         self._asked = asked
         self._store = store
-        self._threads = threads
-        self._workers = workers
-        self._timeout = timeout_seconds
-        self._shard = shard
-        self._max_errors = max_errors
-        self._progress = progress
-        self._stopping = stopping
+        self._running = running
+        workers = running.workers
+        self._workers = max(1, processor().cores // 2) if workers is None else workers
+        self._shard = running.shard or (0, 1)
+        self._progress = tell
+        self._stopping = running.stopping or threading.Event()
         self._began = began
-        self._trust = trust
         self._before = 0
 
-    def here(self, *, retry_failed: bool) -> ExtractReport:
+    def report(self) -> ExtractReport:
+        """Do what is missing, and return what was done."""
+        again = self._running.retry_failed
+        report = self._finished(retry_failed=again)
+        if report is not None:
+            return report
+        if self._running.engine == "ray":
+            return self._on_ray(retry_failed=again)
+        return self._here(retry_failed=again)
+
+    def _here(self, *, retry_failed: bool) -> ExtractReport:
         """Compute in this process and its workers."""
-        manifest, computing = open_job(self._asked, self._store, self._threads, trust=self._trust)
+        manifest, computing = open_job(
+            self._asked, self._store, self._running.threads, trust=self._running.trust
+        )
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
         with self._store.owned():
@@ -363,10 +274,10 @@ class _Run:
                 computing,
                 plan,
                 workers=self._workers,
-                timeout_seconds=self._timeout,
+                timeout_seconds=self._running.timeout_seconds,
                 stopping=self._stopping,
                 began=self._began,
-                max_errors=self._max_errors,
+                max_errors=self._running.max_errors,
                 progress=lambda tally: self._tell(plan, tally),
             )
             with Listing(plan, self._stopping) as listing, closing(session):
@@ -375,11 +286,13 @@ class _Run:
                 session.compute(self._mine(listing))
             return self._report(manifest, plan, session.tally, before)
 
-    def on_ray(self, address: str | None, *, retry_failed: bool) -> ExtractReport:
+    def _on_ray(self, *, retry_failed: bool) -> ExtractReport:
         """Compute on a cluster."""
         from trunkline.extraction.on_ray import compute_on_ray
 
-        manifest, _ = open_job(self._asked, self._store, self._threads, trust=self._trust)
+        manifest, _ = open_job(
+            self._asked, self._store, self._running.threads, trust=self._running.trust
+        )
         plan = self._store.plan(manifest)
         before = self._done_before(plan)
         with self._store.owned(), Listing(plan, self._stopping) as listing:
@@ -387,18 +300,18 @@ class _Run:
                 self._store,
                 self._mine(listing),
                 retry=self._failed_shards() if retry_failed else [],
-                address=address,
-                threads=self._threads,
+                address=self._running.ray_address,
+                threads=self._running.threads,
                 workers=self._workers,
-                timeout_seconds=self._timeout,
-                max_errors=self._max_errors,
+                timeout_seconds=self._running.timeout_seconds,
+                max_errors=self._running.max_errors,
                 stopping=self._stopping,
                 progress=lambda tally: self._tell(plan, tally),
-                trust=self._trust,
+                trust=self._running.trust,
             )
             return self._report(manifest, plan, tally, before)
 
-    def finished(self, *, retry_failed: bool) -> ExtractReport | None:
+    def _finished(self, *, retry_failed: bool) -> ExtractReport | None:
         """Return the report of a store that lacks nothing, None of any other.
 
         Nothing is started, nor written: the store may be one that cannot be written to.

@@ -112,6 +112,50 @@ def _network(backbone: Backbone | Runner) -> dict[str, Any]:
     }
 
 
+def possible(asked: Asked, store: Store, threads: int | None) -> Asked:
+    """Refuse a job that cannot be, while nothing of it has been written.
+
+    Args:
+        asked: What the job is. Its source need not be there yet.
+        store: Where it shall be kept.
+        threads: Of the network; None for all cores.
+
+    Returns:
+        The same; of a new store in int8 with the given calibration images decoded.
+
+    Raises:
+        ConfigError: A format that cannot hold it, a runner for other sizes.
+        DeploymentError: An engine that is missing, or that cannot do this here.
+        ImageError: A calibration image that cannot be read.
+        StoreError, OutputError: The place cannot be that of a store.
+    """
+    store.format_for(asked.layout, schema_of(asked, {}))  # refuses what it cannot hold
+    if store.begun:
+        return asked
+    check_place(store)
+    backbone = asked.backbone
+    if isinstance(backbone, Runner):
+        _batch_of_runner(backbone, asked)
+        return asked
+    from trunkline.runtimes.deployment import check_request
+
+    shape = _input_shape(asked, threads)
+    check_request(asked.runtime, asked.precision, shape, threads, asked.calibration)
+    if asked.calibration is None:
+        if asked.precision == "int8":
+            _check_one_size(asked)
+        return asked
+    from trunkline.runtimes.calibration import calibration_batches
+
+    batches = calibration_batches(
+        asked.calibration,
+        _with_preprocessing(backbone, asked.decoding.preprocessing),
+        preprocess=asked.decoding.bands is None,
+        input_shape=None if shape is None else (1, *shape[1:]),
+    )
+    return replace(asked, calibration=batches)
+
+
 def open_job(
     asked: Asked, store: Store, threads: int | None, *, trust: bool = False
 ) -> tuple[Manifest, Callable[[], Computing]]:
@@ -250,8 +294,7 @@ def _built(asked: Asked, threads: int | None) -> tuple[Runner, dict[str, Any]]:
         return backbone, job_of(asked, backbone.runtime, batch_size)
     from trunkline.runtimes.deployment import deploy
 
-    batch_size = asked.batch_size or _batch_size(asked, threads)
-    size = asked.decoding.size
+    shape = _input_shape(asked, threads)
     calibration = asked.calibration
     if asked.precision == "int8" and calibration is None:
         calibration = _first_images(asked)
@@ -260,12 +303,19 @@ def _built(asked: Asked, threads: int | None) -> tuple[Runner, dict[str, Any]]:
         prepared,
         asked.runtime,
         asked.precision,
-        None if size is None else (batch_size, *size),
+        shape,
         asked.decoding.bands is None,  # rasters are no 8-bit pictures: they come normalised
         threads,
         calibration,
     )
+    batch_size = asked.batch_size or _batch_size(asked, threads)
     return runner, job_of(asked, runner.runtime, batch_size)
+
+
+def _input_shape(asked: Asked, threads: int | None) -> tuple[int, int, int] | None:
+    """Return the (N, H, W) that an engine is built for, None for images of their own sizes."""
+    size = asked.decoding.size
+    return None if size is None else (asked.batch_size or _batch_size(asked, threads), *size)
 
 
 def _with_preprocessing(backbone: Backbone, preprocessing: Preprocessing) -> Backbone:
@@ -321,13 +371,17 @@ def _batch_size(asked: Asked, threads: int | None) -> int:
     return wanted if fitting >= wanted else max(1, fitting // threads * threads)
 
 
-def _first_images(asked: Asked) -> NDArray[Any]:
-    """Decode images of the source that int8 is fitted to."""
+def _check_one_size(asked: Asked) -> None:
     if asked.decoding.size is None:
         raise ConfigError(
             "int8 is fitted to images of one size, and these keep sizes of their own; set a size, "
             "or give calibration images."
         )
+
+
+def _first_images(asked: Asked) -> NDArray[Any]:
+    """Decode images of the source that int8 is fitted to."""
+    _check_one_size(asked)
     decoded = (
         decode_item(asked.decoding, item)[1]
         for item in islice(list_items(asked.source), 2 * _CALIBRATION_IMAGES)

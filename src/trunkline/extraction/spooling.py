@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from trunkline.errors import ConfigError, SourceError, StoreError
+from trunkline.extraction.locations import anchored
+from trunkline.extraction.sources import Source
 from trunkline.outputs import sha256_of, written_whole
 from trunkline.runtimes.optional import require
 
@@ -30,6 +32,22 @@ def is_in_memory(src: object) -> bool:
     return not isinstance(src, str | bytes | os.PathLike) and (
         hasattr(src, "__iter__") or hasattr(src, "__getitem__")
     )
+
+
+def source_in_memory(out: str | os.PathLike[str]) -> Source:
+    """Return the source that ``spooled`` writes, which need not be there yet.
+
+    Raises:
+        ConfigError: The store is not on a local disk.
+    """
+    location = anchored(os.fspath(_target(out)))
+    return Source(kind="parquet", location=location, column=IMAGE, key_column=KEY)
+
+
+def _target(out: str | os.PathLike[str]) -> Path:
+    if "://" in os.fspath(out):
+        raise ConfigError(f"images in memory need a store on a local disk, got {out}.")
+    return Path(f"{os.fspath(out).rstrip('/')}.images.parquet")
 
 
 def spooled(src: Any, out: str | os.PathLike[str], *, rasters: bool = False) -> Path:
@@ -52,9 +70,7 @@ def spooled(src: Any, out: str | os.PathLike[str], *, rasters: bool = False) -> 
         ConfigError: Something among them is no image, or a key is there twice.
         StoreError: The file there is of other images.
     """
-    if "://" in os.fspath(out):
-        raise ConfigError(f"images in memory need a store on a local disk, got {out}.")
-    target = Path(f"{os.fspath(out).rstrip('/')}.images.parquet")
+    target = _target(out)
     with written_whole(target if not target.exists() else _aside(target)) as path:
         _write(path, src, rasters=rasters)
         if not target.exists():

@@ -24,6 +24,7 @@ from trunkline.runtimes.engine import (
     Engine,
     Maps,
     Spec,
+    check_runtime,
     check_threads,
     engine_class,
     takes_threads,
@@ -49,7 +50,6 @@ from trunkline.runtimes.selection import (
 
 _log = logging.getLogger(__name__)
 
-RUNTIMES = ("auto", *ENGINES)
 _PROBES = ((1, 64, 96), (3, 33, 65))  # shapes that a runner for any shape is compared at
 _USUAL = (1, 224, 224)  # the shape that it is measured at, where the weights do not say another
 
@@ -131,11 +131,45 @@ def deploy(
     plan = _plan(backbone, precision, input_shape, preprocess, calibration)
     if runtime == "auto":
         return _deploy_fastest(plan, threads, remeasure=remeasure)
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"runtime={runtime!r} is unknown; use one of {', '.join(RUNTIMES)}.")
+    check_runtime(runtime)
     check_precision(precision, runtime, processor())
     versions_of(runtime)
     return _build(_with_threads(plan.for_engine(runtime), threads))
+
+
+def check_request(
+    runtime: str,
+    precision: str,
+    input_shape: tuple[int, int, int] | None = None,
+    threads: int | None = None,
+    calibration: CalibrationSource | None = None,
+) -> None:
+    """Refuse what ``deploy`` would refuse whatever the backbone, while nothing has been built.
+
+    Args:
+        runtime: As for ``deploy``, and so are the others.
+        precision: Of the engine.
+        input_shape: (N, H, W), None for any.
+        threads: None for all cores.
+        calibration: Only whether it is wanted, not what it holds.
+
+    Raises:
+        ConfigError: An argument outside what is allowed.
+        NotInstalledError: The engine is missing.
+        PrecisionError: The engine or the processor lacks the precision.
+        DeploymentError: No engine can do that here.
+    """
+    check_runtime(runtime)
+    _check_arguments(precision, input_shape, calibration)
+    check_threads(threads)
+    if runtime == "auto":
+        usable, refused = _usable(precision, threads)
+        if not usable:
+            raise _no_engine(refused)
+        return
+    check_precision(precision, runtime, processor(), quietly=True)
+    versions_of(runtime)
+    _chosen_threads(runtime, threads)
 
 
 def _plan(
@@ -220,18 +254,21 @@ def _expected(network: torch.nn.Module, plan: _Plan) -> list[tuple[NDArray[Any],
 
 def _with_threads(plan: _Plan, threads: int | None) -> _Plan:
     """Settle how many threads a call uses."""
-    check_threads(threads)
-    if takes_threads(plan.spec.runtime):
-        chosen = threads or processor().cores
-    elif threads in (None, torch.get_num_threads()):
-        chosen = torch.get_num_threads()
-    else:
-        raise ConfigError(
-            f"threads={threads} cannot be chosen for runtime={plan.spec.runtime!r}: PyTorch has "
-            f"one number for the whole process, now {torch.get_num_threads()}; use "
-            "torch.set_num_threads, or runtime='onnxruntime' or 'openvino'."
-        )
+    chosen = _chosen_threads(plan.spec.runtime, threads)
     return replace(plan, spec=replace(plan.spec, threads=chosen))
+
+
+def _chosen_threads(runtime: str, threads: int | None) -> int:
+    check_threads(threads)
+    if takes_threads(runtime):
+        return threads or processor().cores
+    if threads in (None, torch.get_num_threads()):
+        return torch.get_num_threads()
+    raise ConfigError(
+        f"threads={threads} cannot be chosen for runtime={runtime!r}: PyTorch has one number for "
+        f"the whole process, now {torch.get_num_threads()}; use torch.set_num_threads, or "
+        "runtime='onnxruntime' or 'openvino'."
+    )
 
 
 def _build(plan: _Plan, decision: Decision | None = None) -> Runner:
@@ -298,8 +335,7 @@ def _deploy_fastest(plan: _Plan, threads: int | None, *, remeasure: bool) -> Run
         except TrunklineError as error:
             refused.append(Candidate(runtime=runtime, refusal=str(error)))
     if not runners:
-        reasons = "; ".join(f"{one.runtime}: {one.refusal}" for one in refused)
-        raise DeploymentError(f"no engine can run the backbone here: {reasons}")
+        raise _no_engine(refused)
     shape = plan.measured_shape
     images = example_images(plan.backbone, *shape, preprocess=plan.spec.preprocess).numpy()
     decision = measure(runners, images, shape=shape, refused=refused)
@@ -309,28 +345,41 @@ def _deploy_fastest(plan: _Plan, threads: int | None, *, remeasure: bool) -> Run
     return chosen
 
 
+def _no_engine(refused: Sequence[Candidate]) -> DeploymentError:
+    reasons = "; ".join(f"{one.runtime}: {one.refusal}" for one in refused)
+    return DeploymentError(f"no engine can run the backbone here: {reasons}")
+
+
 def _possible(plan: _Plan, threads: int | None) -> tuple[dict[str, _Plan], list[Candidate]]:
     """Return a plan for each engine that may be tried, and why the others may not."""
-    plans: dict[str, _Plan] = {}
-    refused: list[Candidate] = []
+    precision = plan.spec.precision
+    usable, refused = _usable(precision, threads)
+    if precision == "int8" and usable:
+        check_precision("int8", usable[0], processor())
+    return {one: _with_threads(plan.for_engine(one), threads) for one in usable}, refused
+
+
+def _usable(precision: str, threads: int | None) -> tuple[list[str], list[Candidate]]:
+    """Return the engines that may be tried, and why the others may not."""
     here = processor()
-    if plan.spec.precision == "bf16" and not here.has_bf16:
+    if precision == "bf16" and not here.has_bf16:
         raise PrecisionError(
             f"precision='bf16': {here.describe()} has no bf16 arithmetic, so no engine gains by "
             "it; use precision='fp32', or runtime='torch' to rehearse its rounding."
         )
+    usable: list[str] = []
+    refused: list[Candidate] = []
     for runtime in ENGINES:
-        if plan.spec.precision not in OFFERED[runtime]:
+        if precision not in OFFERED[runtime]:
             continue
         try:
-            check_precision(plan.spec.precision, runtime, here, quietly=True)  # one for all, below
+            check_precision(precision, runtime, here, quietly=True)  # one warning for all, later
             versions_of(runtime)
-            plans[runtime] = _with_threads(plan.for_engine(runtime), threads)
+            _chosen_threads(runtime, threads)
+            usable.append(runtime)
         except (DeploymentError, ConfigError) as error:
             refused.append(Candidate(runtime=runtime, refusal=str(error)))
-    if plan.spec.precision == "int8" and plans:
-        check_precision("int8", next(iter(plans)), here)
-    return plans, refused
+    return usable, refused
 
 
 def _key(plan: _Plan, plans: dict[str, _Plan]) -> dict[str, Any]:

@@ -131,11 +131,22 @@ ENGINES = {
     "inductor": ("trunkline.runtimes.inductor:InductorEngine", "torch"),
     "torch": ("trunkline.runtimes.pytorch:TorchEngine", "torch"),
 }
+RUNTIMES = ("auto", *ENGINES)
 
 
 def takes_threads(runtime: str) -> bool:
     """Say whether an engine has threads of its own; PyTorch's share those of the process."""
     return ENGINES[runtime][1] != "torch"
+
+
+def check_runtime(runtime: str) -> None:
+    """Refuse an engine that there is not, whether or not it is installed.
+
+    Raises:
+        ConfigError: Neither "auto" nor an engine.
+    """
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime={runtime!r} is unknown; use one of {', '.join(RUNTIMES)}.")
 
 
 def check_threads(threads: int | None) -> None:

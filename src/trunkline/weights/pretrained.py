@@ -38,10 +38,11 @@ from trunkline.outputs import written_whole
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights import hub
 from trunkline.weights.files import cache, huggingface
+from trunkline.weights.sources import SAVED
 from trunkline.weights.statements import FORMAT, Statement, check_variant
 from trunkline.zoo import build_backbone, family_config
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = "config.json", SAVED, "README.md"
 
 
 def save_pretrained(
@@ -215,35 +216,40 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Backbone:
     """
     check_words(options)
     config_path, weights_path = files_of(os.fspath(source))
-    architecture, saved, preprocessing = _read_config(config_path)
+    architecture, saved, preprocessing = read_config(config_path)
     chosen = {field.name: getattr(saved, field.name) for field in fields(saved)} | options
     backbone = build_backbone(architecture, weights=weights_path, **chosen)
     backbone.preprocessing = preprocessing
     return backbone
 
 
-def files_of(source: str) -> tuple[Path, Path]:
+def files_of(source: str, *, progress: hub.Progress | None = None) -> tuple[Path, Path]:
     """Return the config and the weights of a folder or repository, fetched if need be.
+
+    Args:
+        source: The folder, or ``hf://owner/repo[@revision]``.
+        progress: Called while a file arrives.
 
     Raises:
         WeightsNotFoundError: No such folder or repository, or a file is missing in it.
     """
+    return file_of(source, CONFIG, progress), file_of(source, WEIGHTS, progress)
+
+
+def file_of(source: str, name: str, progress: hub.Progress | None = None) -> Path:
+    """Return one file of a folder or repository, fetched if need be; see ``files_of``."""
     if source.startswith(huggingface.SCHEME):
         huggingface.parse(source)  # refuses what is no such address
         address, at, revision = source.removeprefix(huggingface.SCHEME).partition("@")
         base = f"{huggingface.SCHEME}{address.rstrip('/')}"
-        return (
-            hub.fetch_hf(f"{base}/{CONFIG}{at}{revision}"),
-            hub.fetch_hf(f"{base}/{WEIGHTS}{at}{revision}"),
-        )
+        return hub.fetch_hf(f"{base}/{name}{at}{revision}", progress=progress)
     folder = expanded(source)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise WeightsNotFoundError(
-                f"{folder} holds no {name}; give a folder that save_pretrained wrote, or "
-                "hf://owner/repo."
-            )
-    return folder / CONFIG, folder / WEIGHTS
+    if not (folder / name).is_file():
+        raise WeightsNotFoundError(
+            f"{folder} holds no {name}; give a folder that save_pretrained wrote, or "
+            "hf://owner/repo."
+        )
+    return folder / name
 
 
 class _Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -278,7 +284,12 @@ class _Writer:
     version: str = "unknown"
 
 
-def _read_config(path: Path) -> tuple[Architecture, BackboneOptions, Preprocessing | None]:
+def read_config(path: Path) -> tuple[Architecture, BackboneOptions, Preprocessing | None]:
+    """Read what a network is built from.
+
+    Raises:
+        CheckpointError: It is not ours, or of a form that this version does not know.
+    """
     try:
         content = bytes(read_document(path, msgspec.Raw))
         writer = parse_document(content, _Writer)

@@ -33,6 +33,7 @@ from trunkline.weights.files.places import FetchedFile, TypedPlace
 from trunkline.weights.layouts import LAYOUTS
 
 _WEB = ("https://", "http://")
+SAVED = "model.safetensors"  # in a folder that save_pretrained wrote
 _PATHS = ("/", "./", "../", "~")
 _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pyth", ".torch", ".pkl")
 
@@ -110,6 +111,30 @@ def locate(
         entry=entry,
         layout=_told(entry, found),
         prefix=found.place.prefix if isinstance(found.place, Place) else "",
+    )
+
+
+def file_in(variant: str | None, source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the file of weights in a folder that ``save_pretrained`` wrote, else ``source`` as is.
+
+    Args:
+        variant: The network that it is for; a tag of it is none of these folders.
+        source: As for ``locate``.
+
+    Raises:
+        WeightsNotFoundError: A folder without such a file.
+    """
+    text = os.fspath(source)
+    folder = expanded(text)
+    if not folder.is_dir() or (variant is not None and _is_tag(variant, text)):
+        return source
+    if (file := folder / SAVED).is_file():
+        return file
+    others = sorted(one.name for one in folder.iterdir() if one.name.endswith(_SUFFIXES))
+    there = f"it holds {', '.join(others[:10])}" if others else "it holds no checkpoint"
+    raise WeightsNotFoundError(
+        f"{folder} is a folder without {SAVED}, which save_pretrained writes; {there}. Give the "
+        "path of a file."
     )
 
 
