@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -16,7 +16,7 @@ from trunkline.backbones import dla, regnet, resnet
 from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.layers import NormStandIn
 from trunkline.backbones.options import ALL_STAGES, Options, WeightsLike
-from trunkline.backbones.variants import VariantNames
+from trunkline.backbones.variants import VariantNames, is_architecture
 from trunkline.backbones.words import check_words
 from trunkline.errors import ConfigError
 from trunkline.facts import BackboneInfo
@@ -30,7 +30,7 @@ _NAMES = VariantNames(
 
 
 def create_backbone(
-    name: str,
+    name: str | Architecture,
     *,
     weights: WeightsLike | None = None,
     return_idx: Sequence[int] = ALL_STAGES,
@@ -43,6 +43,8 @@ def create_backbone(
             torchvision, timm, Hugging Face or pycls call it. Capitals do not matter, and ``_`` is
             ``-``. A name that says a checkpoint too, such as timm's ``"resnet50.a1_in1k"`` or
             ``"tv_resnet50"``, means the network alone; with ``weights="default"`` that checkpoint.
+            A network of one's own is its family's config, such as ``ResNetConfig`` of
+            ``trunkline.backbones.resnet``.
         weights: None for a random network (PyTorch's global generator), a path to a checkpoint,
             or ``"default"``.
         return_idx: Stages to return, in this order; index i has stride 4·2^i.
@@ -63,6 +65,11 @@ def create_backbone(
         >>> backbone.channels, backbone.strides
         ((512, 128), (32, 8))
     """
+    if is_architecture(name):
+        return build_backbone(
+            cast(Architecture, name), weights=weights, return_idx=return_idx, **options
+        )
+    name = cast(str, name)
     config = variant_config(name)
     chosen = weights_of_name(name, weights) if isinstance(weights, str) else weights
     return build_backbone(config, weights=chosen, return_idx=return_idx, **options)

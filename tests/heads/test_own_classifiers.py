@@ -58,7 +58,7 @@ def test_what_is_asked_for_is_built() -> None:
     with pytest.raises(ConfigError, match=r"num_classes must be an integer of 1 or more, got 0"):
         create_classifier("resnet18", 0)
     with pytest.raises(
-        ConfigError, match=r"labels must be a list of names, one per class, got 'ab"
+        ConfigError, match=r"labels must be a list of names, one per class, in .* got 'ab"
     ):
         create_classifier("resnet18", labels="abc")
     with pytest.raises(ConfigError, match=r"pool='sum' is unknown; allowed: avg, max"):

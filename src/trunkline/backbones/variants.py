@@ -51,6 +51,11 @@ def resolve_variant(name: object, variants: Mapping[str, T], aliases: Mapping[st
     wanted = aliases.get(wanted, wanted)
     if wanted in variants:
         return wanted
+    if os.path.isfile(name):
+        raise UnknownVariantError(
+            f"{name!r} is a file, not the name of a variant; name the network and give the file as "
+            "its weights: resnet50 --weights FILE, create_backbone(NAME, weights=FILE)."
+        )
     close = difflib.get_close_matches(wanted, [*variants, *aliases], n=6, cutoff=0.5)
     names = list(dict.fromkeys(aliases.get(match, match) for match in close))[:3]
     hint = f"closest: {', '.join(names)}" if names else f"for example: {', '.join([*variants][:3])}"

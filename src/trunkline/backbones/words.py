@@ -33,8 +33,8 @@ _FROZEN_NORM = (
 )
 _DILATE = "output_stride=16 or 8 dilates instead of halving, from that stride on"
 _OWN_SHAPE = (
-    "a network of one's own is a config: ResNetConfig, DLAConfig or RegNetConfig in "
-    "trunkline.backbones, given in the place of the name"
+    "a network of one's own is a config: ResNetConfig, DLAConfig or RegNetConfig, of "
+    "trunkline.backbones.resnet, .dla and .regnet, given in the place of the name"
 )
 _NORM = (
     "norm='batch', 'frozen', 'sync' or 'group', or a callable that takes a number of channels "

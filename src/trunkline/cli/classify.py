@@ -13,7 +13,14 @@ import typer
 
 from trunkline.cli.completion import backbones
 from trunkline.cli.features import parse_size
-from trunkline.cli.loaded import AgreeOption, download_bars, print_report, report_as_dict
+from trunkline.cli.loaded import (
+    AgreeOption,
+    download_bars,
+    fetch_saved,
+    print_report,
+    report_as_dict,
+    warn_of_assumed,
+)
 from trunkline.cli.output import one_line, print_json, print_table, say
 from trunkline.cli.photos_given import GivenPhoto, is_collection, photos_given
 from trunkline.errors import ConfigError, ImageError
@@ -103,6 +110,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         prefix=prefix,
         allow_noncommercial=allow_noncommercial,
     )
+    warn_of_assumed(classifier.backbone)
     chosen = preprocessing_of(classifier.backbone)
     if size is not None:
         chosen = chosen.with_size(parse_size(size))
@@ -173,6 +181,7 @@ def _classifier(backbone: str, weights: str | None, **options: Any) -> Classifie
             f"--backbone {backbone} brings its own weights, and --weights {weights} was given too; "
             "leave one of them out."
         )
+    fetch_saved(backbone)
     with download_bars() as progress:
         return load_classifier(backbone, weights or "default", progress=progress, **options)
 

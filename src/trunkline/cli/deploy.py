@@ -17,6 +17,7 @@ from trunkline.cli.loaded import (
     build_network,
     print_report,
     report_as_dict,
+    warn_of_assumed,
     warn_of_random,
 )
 from trunkline.cli.output import one_line, print_json, print_table, say
@@ -114,6 +115,7 @@ def deploy_command(  # one parameter per flag
         runner.save(out)
     if network.load_report is None:
         warn_of_random(seed, on_stderr=as_json)
+    warn_of_assumed(network)
     if as_json:
         loaded = None if network.load_report is None else report_as_dict(network.load_report)
         print_json({**_as_dict(runner), "loaded": loaded, "out": out})

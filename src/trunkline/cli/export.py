@@ -16,6 +16,7 @@ from trunkline.cli.loaded import (
     build_network,
     print_report,
     report_as_dict,
+    warn_of_assumed,
     warn_of_random,
     weights_said,
 )
@@ -153,6 +154,7 @@ def export_command(  # one parameter per flag
     random_seed = seed if network.load_report is None else None
     if random_seed is not None:
         warn_of_random(seed, on_stderr=as_json)
+    warn_of_assumed(network)
     if as_json:
         loaded = None if network.load_report is None else report_as_dict(network.load_report)
         print_json(

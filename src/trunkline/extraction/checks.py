@@ -66,6 +66,11 @@ def checked_backbone(backbone: object) -> Backbone | Runner:
         ConfigError: It is neither.
     """
     if isinstance(backbone, Runner):
+        if 0 in backbone.strides:
+            raise ConfigError(
+                "this runner gives the logits of a classifier, and features are maps; extract "
+                "with the classifier's .backbone, or deploy that."
+            )
         return backbone
     from trunkline.runtimes.folding import check_backbone
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from typing_extensions import Unpack
 
-from trunkline.backbones.backbone import Backbone
+from trunkline.backbones.backbone import Architecture, Backbone
 from trunkline.backbones.options import LOADING, Options, WeightsLike
 from trunkline.errors import ConfigError, WeightsMismatchError
 from trunkline.heads.guesses import Guess, classify
@@ -24,6 +24,7 @@ from trunkline.heads.held import (
     imagenet_labels,
     known_labels,
     likely_labels,
+    passed_over,
     report_with_head,
 )
 from trunkline.heads.network import Classifier, ClassifierHead, Pool, as_network, check_labels
@@ -47,7 +48,7 @@ __all__ = [
 
 
 def create_classifier(
-    name: str,
+    name: str | Architecture,
     num_classes: int | None = None,
     *,
     labels: Sequence[str] | None = None,
@@ -65,7 +66,7 @@ def create_classifier(
     done is in ``backbone.load_report``. ``load_classifier`` keeps it always.
 
     Args:
-        name: A variant, as for ``create_backbone``.
+        name: A variant, or a config of one's own, as for ``create_backbone``.
         num_classes: Classes; by default as many as there are labels, or as the file has.
         labels: One name per class; they are saved with the classifier.
         weights: As for ``create_backbone``.
@@ -102,16 +103,16 @@ def create_classifier(
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=return_idx, **built)
     check = bool(loading.pop("check", False))
-    if isinstance(weights, str):
+    if isinstance(weights, str) and isinstance(name, str):
         weights = weights_of_name(name, weights)
     read = understood(backbone, weights, **cast(Any, loading))
     held = classes_in(read, backbone)
     if num_classes is None and held is None:
         raise ConfigError(
-            f"{read.located.path} holds no classifier; say how many classes there are: "
-            "num_classes=N, or labels=[…]."
+            f"{read.located.path} holds no classifier{passed_over(read, backbone)}; "
+            "say how many classes there are: num_classes=N, or labels=[…]."
         )
-    why_new = _why_new(read, held, num_classes, labels)
+    why_new = _why_new(read, held, num_classes, labels, passed_over(read, backbone))
     if why_new is None:
         return _kept(backbone, read, labels, pool, check=check)
     head = ClassifierHead(backbone.channels[-1], cast(int, num_classes), pool or "avg")
@@ -121,12 +122,16 @@ def create_classifier(
 
 
 def _why_new(
-    read: Read, held: int | None, num_classes: int | None, labels: Sequence[str] | None
+    read: Read,
+    held: int | None,
+    num_classes: int | None,
+    labels: Sequence[str] | None,
+    passed: str,
 ) -> str | None:
     """Return why a new classifier is built, in a sentence; None where the file's is kept."""
     new = f"The classifier of {num_classes} classes is new: "
     if held is None:
-        return f"{new}the file has none."
+        return f"{new}the file has none{passed}."
     if num_classes not in (None, held):
         return f"{new}the file has one of {held} classes."
     known = known_labels(read, held)
@@ -169,7 +174,7 @@ def _note(backbone: Backbone, report: LoadReport, *notes: str) -> None:
 
 
 def load_classifier(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Architecture,
     weights: WeightsLike = "default",
     *,
     labels: Sequence[str] | None = None,
@@ -182,8 +187,8 @@ def load_classifier(
     """Build a whole network, classifier included, from a checkpoint.
 
     Args:
-        name: A variant, as for ``create_backbone``; or what ``save_pretrained`` wrote, a folder or
-            ``hf://owner/repo``, which has its own weights.
+        name: A variant or a config, as for ``create_backbone``; or what ``save_pretrained`` wrote,
+            a folder or ``hf://owner/repo``, which has its own weights.
         weights: As for ``load_weights``: a published checkpoint, or what a training script saved
             of a ``Classifier``, of Lightning, DataParallel or an average around one.
         labels: One name per class; by default those that the file or the catalog knows.
@@ -204,8 +209,9 @@ def load_classifier(
         ConfigError: Another number of labels than of classes; another pool than the file's
             classifier was trained with; weights, a layout or a prefix for what was saved.
     """
-    name = os.fspath(name)
-    if is_saved(name):
+    if isinstance(name, os.PathLike):
+        name = os.fspath(name)
+    if isinstance(name, str) and is_saved(name):
         if layout != "auto" or prefix is not None:
             raise ConfigError(
                 f"{name} is a saved network, and layout and prefix are for files; leave them out."
@@ -213,7 +219,7 @@ def load_classifier(
         return _saved(name, weights, labels, pool)
     with torch.device("meta"):
         backbone = create_backbone(name, return_idx=(3,))
-    if isinstance(weights, str):
+    if isinstance(weights, str) and isinstance(name, str):
         weights = weights_of_name(name, weights)
     read = understood(
         backbone,

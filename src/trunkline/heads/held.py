@@ -10,7 +10,7 @@ from importlib import resources
 import torch
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import ConfigError, WeightsMismatchError
+from trunkline.errors import ConfigError, WeightsMismatchError, legible
 from trunkline.heads.network import ClassifierHead, Pool
 from trunkline.weights.catalog.entry import WeightEntry
 from trunkline.weights.layouts.layout import CLASSIFIER, MAX_POOL
@@ -83,6 +83,28 @@ def classes_in(read: Read, backbone: Backbone) -> int | None:
     return len(weight) or None if fits else None
 
 
+def passed_over(read: Read, backbone: Backbone) -> str:
+    """Return which tensors of a file may be a classifier under names that no layout of ours has.
+
+    They are never taken for it unasked: a weight of the right width may as well be the first of
+    several layers. Empty where there are none.
+    """
+    inside = {name: tuple(one.shape) for name, one in read.checkpoint.tensors.items()}
+    used = {name.upstream for name in read.match.found.values()}
+    likely = [
+        f"{legible(name)} ({'×'.join(map(str, shape))})"
+        for name, shape in (inside | dict(read.checkpoint.beside)).items()
+        if len(shape) == 2 and shape[1] == backbone.channels[-1] and name not in used
+    ]
+    if not likely:
+        return ""
+    shown = ", ".join(likely[:3])
+    return (
+        f" under a name of {read.match.layout.title} ({shown} may be one: copy it into "
+        "classifier.head.linear after create_classifier(NAME, num_classes, weights=FILE))"
+    )
+
+
 def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> ClassifierHead:
     """Return the classifier of a file, with tensors of its own.
 
@@ -95,7 +117,8 @@ def create_head(backbone: Backbone, read: Read, pool: Pool | None = None) -> Cla
     weight, bias = (found.get(f"{CLASSIFIER}{leaf}") for leaf in ("weight", "bias"))
     if weight is None:
         raise WeightsMismatchError(
-            f"{path} holds no classifier; its maps can be had with create_backbone. "
+            f"{path} holds no classifier{passed_over(read, backbone)}; its maps can be had with "
+            "create_backbone. "
             f"`trunkline weights list {backbone.variant}` shows checkpoints with classes."
         )
     channels = backbone.channels[-1]

@@ -77,13 +77,18 @@ class Classifier(nn.Module):
         labels: One name per class, None where nobody gave any.
 
     Raises:
-        ConfigError: A number of labels that is not that of the classes.
+        ConfigError: A number of labels that is not that of the classes, or parts of another kind.
     """
 
     def __init__(
         self, backbone: Backbone, head: ClassifierHead, labels: Sequence[str] | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, Backbone) or not isinstance(head, ClassifierHead):
+            raise ConfigError(
+                f"a Classifier is made of a Backbone and a ClassifierHead, got "
+                f"{type(backbone).__name__} and {type(head).__name__}; create_classifier makes one."
+            )
         self.backbone = backbone
         self.head = head
         self.labels = None if labels is None else check_labels(labels, self.num_classes)
@@ -113,9 +118,12 @@ def check_labels(labels: Sequence[str], num_classes: int) -> tuple[str, ...]:
     Raises:
         ConfigError: They are not texts, or not as many as the classes.
     """
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+    # A set has no order, and of a mapping only its keys would count, in whatever order they stand.
+    ordered = isinstance(labels, Sequence) and not isinstance(labels, str)
+    if not ordered or not all(isinstance(label, str) for label in labels):
         raise ConfigError(
-            f"labels must be a list of names, one per class, got {str(labels)[:80]!r}."
+            f"labels must be a list of names, one per class, in the order of the classes, got "
+            f"{str(labels)[:80]!r}. Of a class_to_idx: sorted(class_to_idx, key=class_to_idx.get)."
         )
     if len(labels) != num_classes:
         raise ConfigError(

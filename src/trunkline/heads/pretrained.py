@@ -23,6 +23,10 @@ from trunkline.weights import pretrained
 from trunkline.weights.layouts.layout import CLASSIFIER
 from trunkline.weights.loading import understood
 
+_SNIPPET = """classifier = trunkline.from_pretrained("PATH, or hf://OWNER/REPOSITORY")
+print(trunkline.classify("photo.jpg", classifier))
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
@@ -86,7 +90,9 @@ def save_pretrained(
         {name: tensor.contiguous() for name, tensor in state.items()},
         statement,
         config,
-        card.replace("A convolutional backbone: images in, feature maps out.", _about(model)),
+        card.replace(
+            "A convolutional backbone: images in, feature maps out.", _about(model)
+        ).replace(pretrained.SNIPPET.replace("CHANNELS", str(backbone.in_channels)), _SNIPPET),
     )
 
 
@@ -108,8 +114,8 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Any:
         **options: Options of the backbone to change, such as ``return_idx`` or ``frozen_stages``.
 
     Returns:
-        What was saved, with its weights and its preprocessing: a ``Backbone`` in training mode, or
-        a ``Classifier`` in eval mode.
+        What was saved, with its weights and its preprocessing: a ``Backbone`` or a ``Classifier``,
+        in eval mode, to be used as it was saved; ``train()`` goes on with training.
 
     Raises:
         WeightsNotFoundError: No such folder or repository, or no config in it.
@@ -127,7 +133,7 @@ def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Any:
         ) from error
     backbone = pretrained.from_pretrained(source, **options)
     if kind.kind != "classifier" or kind.classifier is None:
-        return backbone
+        return backbone.eval()
     said = kind.classifier
     read = understood(backbone, weights_path)
     head = create_head(backbone, read, said.pool)

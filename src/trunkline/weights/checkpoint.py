@@ -75,6 +75,7 @@ class Checkpoint:
         objects: Containers that are objects of a class, which were not made → the class.
         container: Where the backbone was found, such as ``"ema.module"``; "" for at the top.
         prefix: What was taken off its names besides, such as ``"module.backbone."``.
+        beside: Once a backbone was found: the names that stand elsewhere in the file → shapes.
         notes: What was decided or left aside, one sentence each.
         metadata: Of safetensors; of other formats the numbers and short texts beside the
             container, such as ``epoch``, ``arch`` or detectron2's ``__author__``.
@@ -88,6 +89,7 @@ class Checkpoint:
     objects: Mapping[str, str] = field(default_factory=dict)
     container: str = ""
     prefix: str = ""
+    beside: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     sha256: str = ""

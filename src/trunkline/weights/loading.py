@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
 from trunkline.backbones.options import WeightsLike
-from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
+from trunkline.errors import ConfigError, UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.preprocessing import Preprocessing
 from trunkline.weights.caffe import MSRA, check_style, is_caffe, said_caffe
 from trunkline.weights.channels import mapped_preprocessing
@@ -225,6 +225,11 @@ def understood(
     progress: Progress | None = None,
 ) -> Read:
     """Find and read what ``load_weights`` loads, for a backbone that is not touched yet."""
+    if not isinstance(backbone, Backbone):
+        raise ConfigError(
+            f"weights are loaded into a backbone, got {type(backbone).__name__}; of a classifier "
+            "give its .backbone, or build the whole with load_classifier(NAME, FILE)."
+        )
     located, checkpoint = opened(
         backbone.variant, source, allow_noncommercial=allow_noncommercial, progress=progress
     )

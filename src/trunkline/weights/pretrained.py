@@ -43,6 +43,9 @@ from trunkline.weights.statements import FORMAT, Statement, check_variant
 from trunkline.zoo import build_backbone, family_config
 
 CONFIG, WEIGHTS, CARD = "config.json", SAVED, "README.md"
+SNIPPET = """backbone = trunkline.from_pretrained("PATH, or hf://OWNER/REPOSITORY")  # in eval mode
+maps = backbone(images)  # images: (N, CHANNELS, H, W)
+"""  # of the card
 
 
 def save_pretrained(
@@ -182,9 +185,7 @@ A convolutional backbone: images in, feature maps out.
 ```python
 import trunkline
 
-backbone = trunkline.from_pretrained("PATH, or hf://OWNER/REPOSITORY")
-maps = backbone(images)  # images: (N, {backbone.in_channels}, H, W)
-```
+{SNIPPET.replace("CHANNELS", str(backbone.in_channels))}```
 
 | level | stride | channels |
 |---|--:|--:|

@@ -586,6 +586,11 @@ def _narrowed(
         container=container.removesuffix("."),
         prefix=place.prefix[len(container) :],
         notes=(*checkpoint.notes, *notes, *_dtype_notes(place.tensors)),
+        beside={
+            name: tuple(tensor.shape)
+            for name, tensor in names.tensors.items()
+            if not name.startswith(place.prefix) and name not in place.above
+        },
     )
 
 

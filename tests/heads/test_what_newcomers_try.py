@@ -1,0 +1,85 @@
+"""What people try first with classifiers and networks of their own, and what they are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import trunkline
+from trunkline import Classifier, create_backbone, create_classifier, load_classifier
+from trunkline.backbones.resnet import ResNetConfig
+from trunkline.errors import ConfigError, UnknownVariantError, WeightsMismatchError
+
+OWN = ResNetConfig(depths=(1, 1, 1, 1), bottleneck=False, width=8)
+IMAGES = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_config_stands_in_the_place_of_a_name(tmp_path: Path) -> None:
+    assert create_backbone(OWN, return_idx=(3,)).channels == (64,)
+    classifier = create_classifier(OWN, labels=["a", "b", "c"]).eval()
+    torch.save(classifier.state_dict(), tmp_path / "run.pth")
+    again = load_classifier(OWN, tmp_path / "run.pth")
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), classifier(IMAGES))
+    kept = create_classifier(OWN, 3, weights=str(tmp_path / "run.pth"))
+    assert torch.equal(kept.head.linear.weight, classifier.head.linear.weight)
+    with pytest.raises(ConfigError, match=r"RegNetConfig, of trunkline\.backbones\.resnet, .dla"):
+        create_backbone("resnet18", depths=(1, 1, 1, 1))  # type: ignore[call-arg]
+
+
+def test_what_was_saved_is_used_as_it_was_saved(tmp_path: Path) -> None:
+    backbone = create_backbone(OWN).eval()
+    again = trunkline.from_pretrained(trunkline.save_pretrained(backbone, tmp_path / "maps"))
+    assert not again.training
+    with torch.no_grad():
+        assert all(map(torch.equal, again(IMAGES), backbone(IMAGES)))
+    card = (tmp_path / "maps" / "README.md").read_text()
+    assert "maps = backbone(images)  # images: (N, 3, H, W)" in card
+    folder = trunkline.save_pretrained(create_classifier(OWN, 2), tmp_path / "classes")
+    card = (folder / "README.md").read_text()
+    assert "trunkline.classify(" in card
+    assert "backbone(images)" not in card
+
+
+@pytest.mark.parametrize("labels", [{"dog", "cat"}, {"dog": 1, "cat": 0}], ids=["set", "dict"])
+def test_labels_without_an_order_are_refused(labels: object) -> None:
+    with pytest.raises(ConfigError, match=r"in the order of the classes, got .*class_to_idx\.get"):
+        create_classifier(OWN, labels=labels)  # type: ignore[arg-type]
+
+
+def test_parts_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Backbone and a ClassifierHead, got ResNet and int; cr"):
+        Classifier(create_backbone(OWN), 3)  # type: ignore[arg-type]
+    classifier = create_classifier(OWN, 2)
+    torch.save(classifier.state_dict(), tmp_path / "run.pth")
+    with pytest.raises(ConfigError, match=r"into a backbone, got Classifier; .*its \.backbone"):
+        trunkline.load_weights(classifier, tmp_path / "run.pth")  # type: ignore[arg-type]
+    with pytest.raises(UnknownVariantError, match=r"run\.pth' is a file, .*--weights FILE"):
+        create_backbone(str(tmp_path / "run.pth"))
+
+
+def test_a_runner_of_logits_is_not_extracted_with(tmp_path: Path) -> None:
+    runner = trunkline.deploy(create_classifier(OWN, 2).eval(), "torch", input_shape=(1, 64, 64))
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ConfigError, match=r"gives the logits of a classifier, and features are ma"):
+        trunkline.extract(tmp_path / "photos", tmp_path / "f.parquet", runner)
+    assert [one.name for one in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_head_under_another_name_is_named(tmp_path: Path) -> None:
+    backbone = create_backbone("resnet18")
+    trunkline.save_pretrained(backbone, tmp_path / "saved")
+    trunkline.convert(tmp_path / "saved", tmp_path / "tv.pth", "torchvision", variant="resnet18")
+    state = torch.load(tmp_path / "tv.pth")
+    run = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    run |= {f"head.1.{name}": one for name, one in nn.Linear(512, 3).state_dict().items()}
+    torch.save(run, tmp_path / "run.pth")
+    named = r"head\.1\.weight \(3×512\) may be one"
+    with pytest.raises(WeightsMismatchError, match=rf"holds no classifier under a name .*{named}"):
+        load_classifier("resnet18", tmp_path / "run.pth")
+    report = create_classifier("resnet18", 3, weights=tmp_path / "run.pth").backbone.load_report
+    assert report is not None
+    assert "head.1.weight (3×512) may be one" in report.notes[-1]
