@@ -51,6 +51,14 @@ def names(*arguments: object) -> list[str]:
 
 
 @pytest.mark.usefixtures("here")
+def test_json_has_the_shape_of_what_was_asked_for() -> None:
+    """A folder with one photo is a folder: a script that reads it need not count."""
+    assert names("photos/deep") == ["photos/deep/c.png"]
+    done = run("photos/deep/c.png", "--json")
+    assert json.loads(done.stdout)["image"] == "photos/deep/c.png"
+
+
+@pytest.mark.usefixtures("here")
 def test_folders_globs_and_lists_are_their_photos_in_order() -> None:
     inside = ["photos/a.png", "photos/b.png", "photos/deep/c.png", "photos/z.JPG"]
     assert names("photos") == inside

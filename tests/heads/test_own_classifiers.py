@@ -254,6 +254,7 @@ def test_the_verb_takes_folders_files_and_labels(tmp_path: Path, own: Classifier
         "labels.txt": "a\nb\nc\n",
         "labels.json": '["a", "b", "c"]',
         "numbered.json": '{"0": "a", "1": "b", "2": "c"}',
+        "class_to_idx.json": '{"c": 2, "a": 0, "b": 1}',
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
@@ -271,6 +272,8 @@ def test_the_verb_takes_folders_files_and_labels(tmp_path: Path, own: Classifier
         (["--labels", "two.txt"], "2 labels are given for 3 classes"),
         (["--labels", "none.txt"], "--labels none.txt cannot be read (FileNotFoundError"),
         (["--labels", "number.json"], "--labels number.json cannot be read (ValueError: no list"),
+        (["--labels", "empty.txt"], "--labels empty.txt cannot be read (ValueError: no name)"),
+        (["--labels", "gap.json"], "ValueError: 3 classes, and number 1 is none of them"),
         (["--weights", "x.pth"], "own brings its own weights, and --weights x.pth was given too"),
     ],
 )
@@ -286,6 +289,8 @@ def test_the_verb_says_what_is_wrong(
     trunkline.save_pretrained(own, "own")
     Path("two.txt").write_text("a\nb\n")
     Path("number.json").write_text("[1, 2, 3]")
+    Path("empty.txt").write_text("\n")
+    Path("gap.json").write_text('{"0": "a", "2": "b", "3": "c"}')
     with pytest.raises(SystemExit):
         app(["classify", str(CAT), "--backbone", "own", *flags])
     assert said in capsys.readouterr().err

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import trunkline
 from trunkline import Classifier, create_backbone, create_classifier, load_classifier
 from trunkline.backbones.resnet import ResNetConfig
-from trunkline.errors import ConfigError, UnknownVariantError, WeightsMismatchError
+from trunkline.errors import (
+    ConfigError,
+    UnknownVariantError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
 
 OWN = ResNetConfig(depths=(1, 1, 1, 1), bottleneck=False, width=8)
 IMAGES = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
@@ -83,3 +90,31 @@ def test_a_head_under_another_name_is_named(tmp_path: Path) -> None:
     report = create_classifier("resnet18", 3, weights=tmp_path / "run.pth").backbone.load_report
     assert report is not None
     assert "head.1.weight (3×512) may be one" in report.notes[-1]
+
+
+def test_a_wrapped_network_is_named_by_what_holds_it(tmp_path: Path) -> None:
+    classifier = create_classifier(OWN, 2).eval()
+    averaged: Any = AveragedModel(classifier)
+    with pytest.raises(ConfigError, match=r"got AveragedModel; of a wrapper .*\.module or \._orig"):
+        trunkline.save_pretrained(averaged, tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"got AveragedModel; .* Of a wrapper .*\.module or \._"):
+        trunkline.classify("photo.jpg", averaged)
+    with pytest.raises(ConfigError, match=r"got AveragedModel, which has one: give its \.module\."):
+        trunkline.deploy(averaged, "torch")
+    parallel: Any = nn.DataParallel(classifier.backbone)
+    with pytest.raises(ConfigError, match=r"got DataParallel, which has one: give its \.module\."):
+        trunkline.deploy(parallel, "torch")
+
+
+def test_a_saved_folder_is_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbone = create_backbone("dla46-c").eval()
+    trunkline.save_pretrained(backbone, "mine")
+    for given in ("mine", "mine/", "./mine", Path("mine")):
+        again = create_backbone("dla46-c", weights=given).eval()
+        with torch.no_grad():
+            assert all(map(torch.equal, again(IMAGES), backbone(IMAGES)))
+    Path("other").mkdir()
+    Path("other/run.pth").touch()
+    with pytest.raises(WeightsNotFoundError, match=r"without model\.safetensors, .* run\.pth"):
+        create_backbone("dla46-c", weights="other")

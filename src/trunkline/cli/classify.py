@@ -98,7 +98,8 @@ def classify_command(  # one parameter per flag, one entry per key of the report
 
     names = None if labels is None else read_labels(labels)
     photos = photos_given(images)
-    if len(images) == 1 and not is_collection(images[0]):  # a bad one is known before any weights
+    is_one = len(images) == 1 and not is_collection(images[0])
+    if is_one:  # a bad one is known before any weights
         name, image = images[0], next(photos).decode()
         photos = iter([GivenPhoto(name, lambda: image)])
     classifier = _classifier(
@@ -127,7 +128,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
             _print(report, classifier, chosen, about, first=not printed)
             printed += 1
     if as_json:
-        one = {**reports[0], **about} if len(reports) == 1 else {**about, "images": reports}
+        one = {**reports[0], **about} if is_one else {**about, "images": reports}
         print_json(one)
     if failed:
         raise typer.Exit(1)
@@ -187,24 +188,34 @@ def _classifier(backbone: str, weights: str | None, **options: Any) -> Classifie
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the names of classes in a file: one a line, a JSON list, or number → name in JSON.
+    """Return the names of classes in a file: one a line, or a list or an object in JSON.
+
+    Objects are number → name, or name → number as torchvision's ``class_to_idx``.
 
     Raises:
-        ConfigError: It cannot be read, or holds something else.
+        ConfigError: It cannot be read, or holds no name or something else.
     """
     try:
         text = path.read_text("utf-8-sig")
         if path.suffix.lower() != ".json" and not text.lstrip().startswith(("[", "{")):
-            return tuple(line.strip() for line in text.splitlines() if line.strip())
-        held: Any = json.loads(text)
+            held: Any = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            held = json.loads(text)
         if isinstance(held, dict):
-            held = [held[str(n)] for n in range(len(held))]
+            numbered = all(isinstance(one, str) for one in held.values())
+            named = held if numbered else {str(n): name for name, n in held.items()}
+            if absent := [str(n) for n in range(len(held)) if str(n) not in named]:
+                raise ValueError(f"{len(held)} classes, and number {absent[0]} is none of them")
+            held = [named[str(n)] for n in range(len(held))]
         if not isinstance(held, list) or not all(isinstance(one, str) for one in held):
             raise ValueError("no list of names")
-    except (OSError, ValueError, KeyError) as error:
+        if not held:
+            raise ValueError("no name")
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"--labels {path} cannot be read ({type(error).__name__}: {error}); give a text file "
-            'with one name a line, a JSON list of names, or a JSON object {"0": "name", ...}.'
+            'with one name a line, a JSON list of names, or a JSON object {"0": "name", ...}'
+            ' or {"name": 0, ...}.'
         ) from error
     return tuple(held)
 

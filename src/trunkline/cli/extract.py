@@ -369,7 +369,9 @@ class _Lines:
 
 def _print_summary(report: ExtractReport) -> None:
     typer.echo(f"store     {one_line(report.out)}")
-    typer.echo(f"backbone  {report.backbone}, {report.runtime}, {report.precision}")
+    typer.echo(
+        f"backbone  {report.backbone or 'of your own'}, {report.runtime}, {report.precision}"
+    )
     typer.echo(f"levels    {', '.join(report.levels)}")
     typer.echo(
         f"images    {report.images} in {report.seconds:.1f} s ({report.images_per_second:.1f} "

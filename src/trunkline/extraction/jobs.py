@@ -54,7 +54,8 @@ def schema_of(asked: Asked, job: dict[str, Any]) -> Schema:
     if asked.pool == "none" and size is None:
         raise ConfigError(
             "maps of one array have one size, and these images keep sizes of their own; set a "
-            "size (size=, --size 224 or 480x640), or pool them into vectors."
+            "size (backbone.preprocessing.with_size(224), --size 224 or 480x640), or pool them "
+            "into vectors."
         )
     columns = []
     for level in asked.kept:

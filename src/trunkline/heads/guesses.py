@@ -176,5 +176,6 @@ def _caller(classifier: Any) -> _Caller:
         )
     raise ConfigError(
         f"a classifier or a runner of one is expected, got {type(classifier).__name__}; "
-        "create_classifier and load_classifier make one."
+        "create_classifier and load_classifier make one. Of a wrapper (an average, DataParallel, a "
+        "compiled module) give the network in it: its .module or ._orig_mod."
     )

@@ -68,7 +68,8 @@ def save_pretrained(
         if not isinstance(model, Backbone):
             raise ConfigError(
                 f"a backbone or a classifier is expected, got {type(model).__name__}; "
-                "save the backbone that is in it."
+                "of a wrapper (an average, DataParallel, a compiled module) give the network in "
+                "it: its .module or ._orig_mod."
             )
         return pretrained.save_pretrained(model, folder, license=license)
     backbone, head = model.backbone, model.head

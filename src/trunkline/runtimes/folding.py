@@ -77,11 +77,15 @@ def check_backbone(backbone: object) -> None:
         ConfigError: As it says.
     """
     if not isinstance(backbone, Backbone):
-        if isinstance(getattr(backbone, "backbone", None), Backbone):
-            raise ConfigError(
-                f"a trunkline backbone is expected, got {type(backbone).__name__}, which has one: "
-                "give its .backbone."
-            )
+        for word in ("backbone", "module", "_orig_mod"):  # of a model, and of wrappers
+            inside = getattr(backbone, word, None)
+            if isinstance(inside, Backbone) or isinstance(
+                getattr(inside, "backbone", None), Backbone
+            ):
+                raise ConfigError(
+                    f"a trunkline backbone is expected, got {type(backbone).__name__}, which has "
+                    f"one: give its .{word}."
+                )
         raise ConfigError(
             f"a trunkline backbone is expected, got {type(backbone).__name__}; "
             "create_backbone, ResNet, DLANet and RegNet make one."

@@ -37,7 +37,7 @@ from trunkline.weights.loading import Read, read_for
 from trunkline.weights.lookalikes import computes_alike, lookalikes
 from trunkline.weights.matching import classifier_names, stem_weight
 from trunkline.weights.numbers import check_kinds, unsound
-from trunkline.weights.sources import Located, file_in, locate
+from trunkline.weights.sources import Located, locate
 from trunkline.weights.statements import Statement, said_elsewhere, statement_of
 from trunkline.weights.translation import to_upstream
 from trunkline.zoo import canonical_name, variant_config, weights_of_name
@@ -123,7 +123,6 @@ def convert(
     named = None if variant is None else canonical_name(variant)
     if variant is not None and isinstance(src, str):
         src = weights_of_name(variant, src)
-    src = file_in(named, src)
     located = locate(named, src, allow_noncommercial=allow_noncommercial, progress=progress)
     checkpoint = read_checkpoint(located.path)
     with naming(located.path):

@@ -73,7 +73,8 @@ def locate(
     Args:
         variant: The network that it is for; None for one of one's own, which has no tags.
         source: ``"default"``, a tag, ``hf://owner/repo[/file][@revision]``, ``https://…``, or a
-            path. A string that is a file here, or that looks like a path, is one. A file
+            path. A string that is a file here, or that looks like a path, is one; of a folder it is
+            the ``model.safetensors`` that ``save_pretrained`` wrote. A file
             ``VARIANT.safetensors`` in the folder TRUNKLINE_WEIGHTS is that variant's default.
         allow_noncommercial: Agree to licences that forbid commercial use.
         progress: Called while a file arrives.
@@ -91,6 +92,8 @@ def locate(
         name = "" if text.startswith(SCHEME) else text.rpartition("/")[2]
         found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
         return Located(source=text, path=found.path, sha256=found.sha256, rows=rows)
+    source = file_in(variant, source)
+    text = os.fspath(source)
     if not isinstance(source, str) or _is_path(text):
         path = expanded(text)
         return Located(source=text, path=path, sha256=file_sha256(path))
