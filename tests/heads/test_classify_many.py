@@ -150,7 +150,7 @@ def test_an_archive_names_its_damaged_member() -> None:
     done = run("photos.tar", "--json")
     assert done.exit_code == 1
     assert "trunkline: error: photos.tar/photos/ab.png: an image of 4 bytes is no ph" in done.stderr
-    assert json.loads(done.stdout)["image"] == "photos.tar/photos/ab.png"
+    assert json.loads(done.stdout)["images"][0]["image"] == "photos.tar/photos/ab.png"
 
 
 @pytest.mark.usefixtures("here")
