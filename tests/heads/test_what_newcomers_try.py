@@ -76,20 +76,56 @@ def test_a_runner_of_logits_is_not_extracted_with(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["photos"]
 
 
-def test_a_head_under_another_name_is_named(tmp_path: Path) -> None:
-    backbone = create_backbone("resnet18")
-    trunkline.save_pretrained(backbone, tmp_path / "saved")
-    trunkline.convert(tmp_path / "saved", tmp_path / "tv.pth", "torchvision", variant="resnet18")
-    state = torch.load(tmp_path / "tv.pth")
-    run = {f"backbone.{name}": tensor for name, tensor in state.items()}
-    run |= {f"head.1.{name}": one for name, one in nn.Linear(512, 3).state_dict().items()}
-    torch.save(run, tmp_path / "run.pth")
-    named = r"head\.1\.weight \(3×512\) may be one"
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """A network of torchvision's names, as a part of somebody's model."""
+    folder = tmp_path_factory.mktemp("foreign")
+    trunkline.save_pretrained(create_backbone("resnet18"), folder / "saved")
+    trunkline.convert(folder / "saved", folder / "tv.pth", "torchvision", variant="resnet18")
+    state = torch.load(folder / "tv.pth")
+    return {f"model.backbone.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("called", ["head", "fc", "classifier", "head.fc"])
+def test_a_head_beside_a_foreign_network_is_loaded(
+    foreign: dict[str, torch.Tensor], tmp_path: Path, called: str
+) -> None:
+    linear = nn.Linear(512, 3)
+    own = {f"model.{called}.{name}": one for name, one in linear.state_dict().items()}
+    torch.save({"state_dict": foreign | own}, tmp_path / "run.ckpt")
+    loaded = load_classifier("resnet18", tmp_path / "run.ckpt")
+    assert torch.equal(loaded.head.linear.weight, linear.weight)
+    assert torch.equal(loaded.head.linear.bias, linear.bias)
+    kept = create_classifier("resnet18", 3, weights=tmp_path / "run.ckpt")
+    assert torch.equal(kept.head.linear.weight, linear.weight)
+    assert kept.backbone.load_report is not None
+    assert kept.backbone.load_report.dropped == {}
+
+
+OTHERS: dict[str, nn.Module] = {
+    "a norm": nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, 3)),
+    "two layers": nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3)),
+    "behind dropout": nn.Sequential(nn.Dropout(), nn.Linear(512, 3)),
+    "a norm by name": nn.ModuleDict({"norm": nn.LayerNorm(512), "fc": nn.Linear(512, 3)}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_head_that_is_no_linear_layer_alone_is_named(
+    foreign: dict[str, torch.Tensor], tmp_path: Path, kind: str
+) -> None:
+    own = {f"model.head.{name}": one for name, one in OTHERS[kind].state_dict().items()}
+    torch.save(foreign | own, tmp_path / "run.pth")
+    named = r"head\.\w+\.weight \(\d+×512\)"
     with pytest.raises(WeightsMismatchError, match=rf"holds no classifier under a name .*{named}"):
         load_classifier("resnet18", tmp_path / "run.pth")
     report = create_classifier("resnet18", 3, weights=tmp_path / "run.pth").backbone.load_report
     assert report is not None
-    assert "head.1.weight (3×512) may be one" in report.notes[-1]
+    assert "may be one" in report.notes[-1]
+    ours = {f"net.{n}": one for n, one in create_backbone("resnet18").state_dict().items()}
+    torch.save(ours | {n[len("model.") :]: one for n, one in own.items()}, tmp_path / "ours.pth")
+    with pytest.raises(WeightsMismatchError, match=rf"holds no classifier under a name .*{named}"):
+        load_classifier("resnet18", tmp_path / "ours.pth")
 
 
 def test_a_wrapped_network_is_named_by_what_holds_it(tmp_path: Path) -> None:

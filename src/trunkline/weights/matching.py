@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -25,6 +25,7 @@ from trunkline.weights.layouts.layout import (
 
 SHOWN = 10  # names of a long list that an error prints
 _CLASSIFIER_NAMES = (f"{CLASSIFIER}weight", f"{CLASSIFIER}bias")
+_OWN_HEAD = re.compile(r"(head|fc|classifier)\.")  # what most scripts call it
 BESIDE = "beside the backbone, no part of it"
 # Tensors of such modules next to a stem and its stages may change what they compute: a filter in
 # the pool, a second stem, one stage more.
@@ -86,6 +87,8 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     left.update({full: full for full in tensors.keys() - set(spelled.values())})  # two alike
     own = own_parts(layout, backbone.architecture)
     head = classifier_names(layout, backbone.architecture)
+    if not _held(head, spelled):
+        head = _own_head(spelled.keys() - used)
     reasons = {name.upstream: CLASSIFIER_LEFT for name in head.values()}
     beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
     reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
@@ -101,6 +104,19 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
         dropped=dropped,
         unexpected=tuple(sorted(unexpected)),
     )
+
+
+def _own_head(names: Iterable[str]) -> dict[str, Name]:
+    """Return the linear layer that a script of one's own put beside a network of another library.
+
+    Such as ``backbone.conv1.weight`` with ``head.weight``: the only one, and alone in its module.
+    """
+    heads = [name for name in names if _OWN_HEAD.match(name)]
+    weights = [name for name in heads if name.endswith(".weight")]
+    stem = weights[0].removesuffix("weight") if len(weights) == 1 else None
+    if stem is None or not {*heads} <= {f"{stem}weight", f"{stem}bias"}:
+        return {}
+    return {f"{CLASSIFIER}{name.removeprefix(stem)}": Name(name) for name in heads}
 
 
 def _held(names: Mapping[str, Name], spelled: Mapping[str, str]) -> dict[str, Name]:

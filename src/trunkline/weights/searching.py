@@ -156,16 +156,21 @@ class Names:
         return {n[len(prefix) :]: self.tensors[n] for n in found if n != prefix}
 
     def heads_in(self, prefix: str) -> list[str]:
-        """Return the names of a linear classifier right behind a prefix."""
+        """Return the names of a linear classifier right behind a prefix.
+
+        A module with more in it than that, such as a norm before it, is another function.
+        """
         if self._heads is None:
             self._heads = [
                 n for n in self.tensors if "head" in n or "fc." in n or "classifier" in n
             ]
-        return [
-            n
-            for n in self._heads
-            if n.startswith(prefix) and _CLASSIFIER.fullmatch(n[len(prefix) :])
-        ]
+        found: dict[str, list[str]] = {}
+        for name in self._heads:
+            short = name[len(prefix) :]
+            if name.startswith(prefix) and _CLASSIFIER.fullmatch(short):
+                found.setdefault(f"{prefix}{short.partition('.')[0]}.", []).append(name)
+        whole = (names for at, names in found.items() if self.count(at) == len(names))
+        return [name for names in whole for name in names]
 
     def first(self, prefix: str) -> int:
         """Return where in the file the first such name stands."""
