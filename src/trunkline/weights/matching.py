@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -88,7 +88,8 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     own = own_parts(layout, backbone.architecture)
     head = classifier_names(layout, backbone.architecture)
     if not _held(head, spelled):
-        head = _own_head(spelled.keys() - used)
+        beside = {short: tensors[full] for short, full in spelled.items() if short not in used}
+        head = _own_head(beside, backbone.levels[-1].channels)
     reasons = {name.upstream: CLASSIFIER_LEFT for name in head.values()}
     beyond, lacking = _beyond(backbone, layout, left.keys() - reasons.keys())
     reasons |= dict.fromkeys(beyond.values(), "in a stage that return_idx does not keep")
@@ -106,15 +107,18 @@ def match_layout(backbone: Backbone, tensors: Mapping[str, Tensor], layout: Layo
     )
 
 
-def _own_head(names: Iterable[str]) -> dict[str, Name]:
+def _own_head(beside: Mapping[str, Tensor], width: int) -> dict[str, Name]:
     """Return the linear layer that a script of one's own put beside a network of another library.
 
-    Such as ``backbone.conv1.weight`` with ``head.weight``: the only one, and alone in its module.
+    Such as ``backbone.conv1.weight`` with ``head.weight``: the only one, alone in its module, and
+    as wide as the network's last map.
     """
-    heads = [name for name in names if _OWN_HEAD.match(name)]
+    heads = [name for name in beside if _OWN_HEAD.match(name)]
     weights = [name for name in heads if name.endswith(".weight")]
     stem = weights[0].removesuffix("weight") if len(weights) == 1 else None
-    if stem is None or not {*heads} <= {f"{stem}weight", f"{stem}bias"}:
+    if stem is None or beside[weights[0]].shape[1:] != (width,):
+        return {}
+    if not {*heads} <= {f"{stem}weight", f"{stem}bias"}:
         return {}
     return {f"{CLASSIFIER}{name.removeprefix(stem)}": Name(name) for name in heads}
 
