@@ -28,8 +28,9 @@ FLAGS = {
         *("--levels", "--out", "--prefix", "--seed", "--size", "--weights", "--white", "image"),
     ],
     "classify": [
-        *("--allow-noncommercial", "--backbone", "--batch-size", "--help", "--json", "--labels"),
-        *("--layout", "--pool", "--prefix", "--size", "--top", "--weights", "images"),
+        *("--allow-noncommercial", "--backbone", "--bands", "--batch-size", "--help", "--json"),
+        *("--labels", "--layout", "--pool", "--prefix", "--size", "--top", "--weights"),
+        *("--white", "images"),
     ],
     "completion": ["--help", "shell"],
     "convert": [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from trunkline.cli.completion import backbones
-from trunkline.cli.features import parse_size
+from trunkline.cli.features import BandsOption, WhiteOption, parse_bands, parse_size
 from trunkline.cli.loaded import (
     AgreeOption,
     download_bars,
@@ -63,6 +63,8 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Of the network's input in pixels.")
     ] = None,
+    bands: BandsOption = None,
+    white: WhiteOption = None,
     layout: Annotated[str, typer.Option(help="How the file names its tensors.")] = "auto",
     prefix: Annotated[
         str | None, typer.Option(help="Where in the file the backbone is, such as model.backbone.")
@@ -95,9 +97,12 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     """
     # All of these when the verb runs: --help does not need them.
     from trunkline.extraction.features import preprocessing_of
+    from trunkline.images import Bands
 
+    chosen_bands = None if bands is None else parse_bands(bands)
+    rasters = bands is not None or white is not None
     names = None if labels is None else read_labels(labels)
-    photos = photos_given(images)
+    photos = photos_given(images, Bands(bands=chosen_bands, white=white) if rasters else None)
     is_one = len(images) == 1 and not is_collection(images[0])
     if is_one:  # a bad one is known before any weights
         name, image = images[0], next(photos).decode()
@@ -111,6 +116,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         prefix=prefix,
         allow_noncommercial=allow_noncommercial,
     )
+    _check_channels(classifier.backbone.in_channels, chosen_bands, rasters)
     warn_of_assumed(classifier.backbone)
     chosen = preprocessing_of(classifier.backbone)
     if size is not None:
@@ -132,6 +138,19 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         print_json(one)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_channels(in_channels: int, bands: tuple[int, ...] | None, rasters: bool) -> None:
+    if bands is not None and len(bands) != in_channels:
+        raise ConfigError(
+            f"--bands names {len(bands)} bands, and the network takes {in_channels} channels; "
+            "name one band for each channel."
+        )
+    if not rasters and in_channels != 3:
+        raise ConfigError(
+            f"The network takes {in_channels} channels, and photos have 3; say with --bands which "
+            "bands of the files they are, and with --white which number is white."
+        )
 
 
 def _reports(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from trunkline.extraction.records import Item
     from trunkline.extraction.sources import Source
+    from trunkline.images import Bands, Raster
 
 
 class GivenPhoto(NamedTuple):
@@ -25,7 +26,7 @@ class GivenPhoto(NamedTuple):
     """
 
     name: str
-    decode: Callable[[], Image]
+    decode: Callable[[], Image | Raster]
 
 
 def is_collection(given: str) -> bool:
@@ -40,19 +41,23 @@ def is_collection(given: str) -> bool:
     return is_pattern(given) and not os.path.lexists(given)
 
 
-def photos_given(arguments: Sequence[str]) -> Iterator[GivenPhoto]:
+def photos_given(arguments: Sequence[str], bands: Bands | None = None) -> Iterator[GivenPhoto]:
     """Return the photos that arguments mean, in their order; none of them is opened yet.
+
+    Args:
+        arguments: What was written behind the verb.
+        bands: Which bands of rasters are wanted; None for photos.
 
     Raises:
         ImageError: A path where nothing is, or a collection without photos.
         SourceError: A collection that cannot be listed.
     """
-    return chain.from_iterable([_of(given) for given in arguments])  # all are looked for now
+    return chain.from_iterable([_of(given, bands) for given in arguments])  # all are looked for now
 
 
-def _of(given: str) -> Iterator[GivenPhoto]:
+def _of(given: str, bands: Bands | None) -> Iterator[GivenPhoto]:
     if not is_collection(given):
-        return iter([_one(given)])
+        return iter([_one(given, bands)])
     from trunkline.extraction.sources import list_items, source_of
 
     source = source_of(given)
@@ -63,40 +68,44 @@ def _of(given: str) -> Iterator[GivenPhoto]:
             f"{given} is a {source.kind} without photos; give one that has some, or the paths of "
             "photos."
         )
-    return _all_listed(given, source, chain([first], items))
+    return _all_listed(given, source, chain([first], items), bands)
 
 
-def _one(given: str) -> GivenPhoto:
-    from trunkline.images import decode_image
-
+def _one(given: str, bands: Bands | None) -> GivenPhoto:
     if not Path(given).exists():
         raise ImageError(f"{given} does not exist; check the path.")
-    return GivenPhoto(given, partial(decode_image, given))
+    return GivenPhoto(given, partial(_decode, given, bands))
 
 
-def _all_listed(given: str, source: Source, items: Iterator[Item]) -> Iterator[GivenPhoto]:
+def _all_listed(
+    given: str, source: Source, items: Iterator[Item], bands: Bands | None
+) -> Iterator[GivenPhoto]:
     from trunkline.extraction.reading import close_files
 
     try:
         for item in items:
-            yield _listed(given, source, item)
+            yield _listed(given, source, item, bands)
     finally:
         close_files()  # archives stay open from one photo to the next
 
 
-def _listed(given: str, source: Source, item: Item) -> GivenPhoto:
+def _listed(given: str, source: Source, item: Item, bands: Bands | None) -> GivenPhoto:
     from trunkline.extraction.locations import local_path
-    from trunkline.images import decode_image
 
     path = local_path(item.path)
     if source.kind in ("folder", "glob") and path is not None:
         name = path if os.path.isabs(given) else os.path.relpath(path)
-        return GivenPhoto(name, partial(decode_image, name))
-    return GivenPhoto(item.key, partial(_decode_item, source, item))
+        return GivenPhoto(name, partial(_decode, name, bands))
+    return GivenPhoto(item.key, partial(_decode_item, source, item, bands))
 
 
-def _decode_item(source: Source, item: Item) -> Image:
+def _decode_item(source: Source, item: Item, bands: Bands | None) -> Image | Raster:
     from trunkline.extraction.reading import read_bytes
-    from trunkline.images import decode_image
 
-    return decode_image(read_bytes(source, item))
+    return _decode(read_bytes(source, item), bands)
+
+
+def _decode(given: str | bytes, bands: Bands | None) -> Image | Raster:
+    from trunkline.images import decode_bands, decode_image
+
+    return decode_image(given) if bands is None else decode_bands(given, bands)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trunkline.errors import ConfigError
 from trunkline.heads.network import Classifier
-from trunkline.images import ImageSource, decode_image, preprocess
+from trunkline.images import ImageSource, Raster, decode_image, preprocess
 from trunkline.modes import evaluating
 from trunkline.preprocessing import IMAGENET, Preprocessing
 
@@ -47,7 +47,7 @@ def classify(
 
 @overload
 def classify(
-    image: ImageSource,
+    image: ImageSource | Raster,
     classifier: Any,
     top: int | None = None,
     *,
@@ -57,7 +57,7 @@ def classify(
 
 
 def classify(
-    image: ImageSource | Sequence[ImageSource],
+    image: ImageSource | Raster | Sequence[ImageSource | Raster],
     classifier: Any,
     top: int | None = None,
     *,
@@ -67,7 +67,8 @@ def classify(
     """Return the likeliest classes of a photo, or of each of several, the likeliest first.
 
     Args:
-        image: A path, the bytes of a file, or a Pillow image; or a list of them.
+        image: A path, the bytes of a file, a Pillow image, or a raster of
+            ``decode_bands``; or a list of them.
         classifier: See ``load_classifier`` and ``create_classifier``; or a runner of one.
         top: How many; None for five, or for all classes where there are fewer.
         size: Of the network's input in pixels, one side or (H, W); by default what the weights
@@ -83,8 +84,10 @@ def classify(
     preprocessing = _caller(classifier).preprocessing
     chosen = preprocessing if size is None else preprocessing.with_size(size)
     several = isinstance(image, list | tuple)
-    photos = cast(Sequence[ImageSource], image if several else [image])
-    prepared = (preprocess(decode_image(one), chosen) for one in photos)
+    photos = cast(Sequence[ImageSource | Raster], image if several else [image])
+    prepared = (
+        preprocess(one if isinstance(one, Raster) else decode_image(one), chosen) for one in photos
+    )
     found = list(guesses_of(prepared, classifier, top, batch_size=batch_size))
     return found if several else found[0]
 
