@@ -105,6 +105,8 @@ def test_none_of_our_own_names_is_a_relative_s() -> None:
         assert called(located(name), words) is None, name
     for row in entries():
         for place in row.places:
+            if row.requires == ("group-norm",):
+                continue
             assert called(located(source=place.url), {}) is None, place.url
 
 
