@@ -272,7 +272,7 @@ def test_a_cut_jpeg_can_be_kept(tmp_path: Path) -> None:
     content = Path("examples/cat.jpg").read_bytes()
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ImageError, match="is damaged or cut short"):
+    with pytest.raises(ImageError, match=r"is damaged or cut short.* Or truncated=\"keep\""):
         decode_image(cut)
     kept = np.asarray(decode_image(cut, truncated="keep")).astype(int)
     assert kept.shape == whole.shape

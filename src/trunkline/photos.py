@@ -90,6 +90,9 @@ class Photo:
     factor: int = 1
 
 
+_KEEP = 'Or truncated="keep" (--truncated keep) takes it as far as it goes.'
+
+
 def decode_image(
     source: ImageSource,
     *,
@@ -181,7 +184,9 @@ def decode_photo(
         except ImageError as error:
             if has_large_texts(error):
                 again = without_texts(file)
-            elif truncated == "keep" and (ended := with_end(file)) is not None:
+            elif "is truncated" in str(error) and (ended := with_end(file)) is not None:
+                if truncated == "refuse":
+                    raise ImageError(f"{error} {_KEEP}") from error
                 again = ended
             else:
                 raise
