@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from trunkline.backbones.resnet import ResNetConfig
 torch.set_num_threads(1)  # pytest-xdist gives every core a process already
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Listing the comparisons with peers builds networks; without peers none of them can run.
+collect_ignore = [] if find_spec("timm") else ["parity"]
 
 Config = ResNetConfig | DLAConfig | RegNetConfig
 
@@ -190,5 +194,10 @@ def facts() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """The same numbers for a test alone, among others, and on any worker."""
-    torch.manual_seed(0)
+    """The same numbers for a test alone, among others, and on any worker.
+
+    Only of devices in use: ``torch.manual_seed`` keeps a stack trace for each that may yet start.
+    """
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(0)
