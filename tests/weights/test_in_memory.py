@@ -140,3 +140,62 @@ def test_a_member_of_torchvisions_enums_is_the_row_of_its_address(
         opened("resnet18", enum.IMAGENET1K_V9)
     with pytest.raises(WeightsNotFoundError, match=r"ResNet50_Weights\.OTHER"):
         create_backbone("resnet50", weights=enum.OTHER)
+
+
+def within(state: Any, keys: Any) -> Any:
+    for key in keys:
+        state = {key: state}
+    return state
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "at"),
+    [
+        ((0,), "0"),  # of a fold
+        ((("resnet", 3), "folds"), "folds.resnet.3"),
+        ([f"n{n}" for n in range(60)], "n59.n58."),
+    ],
+)
+def test_numbers_tuples_and_depth_lead_to_a_network(
+    trained: Backbone, fresh: Backbone, tmp_path: Path, keys: Any, at: str, in_file: bool
+) -> None:
+    given = within(trained.state_dict(), keys)
+    if in_file:
+        torch.save(given, tmp_path / "run.pth")
+    report = load_weights(fresh, tmp_path / "run.pth" if in_file else given)
+    assert is_same(trained, fresh)
+    assert at in str(report)
+
+
+@pytest.mark.parametrize("key", [0, ("a", 0)])
+def test_a_number_and_its_text_are_not_mixed(
+    trained: Backbone, fresh: Backbone, families: dict[str, Any], key: Any
+) -> None:
+    """``{"0": one, 0: another}``: both are called 0, and what is called so by itself is taken."""
+    other = families["resnet-basic"].build(seed=3).state_dict()
+    word = "0" if key == 0 else "a.0"
+    for given in (
+        {word: trained.state_dict(), key: other},
+        {key: other, word: trained.state_dict()},
+    ):
+        load_weights(fresh, given)
+        assert is_same(trained, fresh)
+
+
+@pytest.mark.parametrize("depth", [70, 900])
+def test_what_is_deeper_than_is_looked_at_is_said(
+    trained: Backbone, fresh: Backbone, depth: int
+) -> None:
+    given = within(trained.state_dict(), ["n"] * depth)
+    with pytest.raises(CheckpointError, match="more than 64 deep: nothing below is looked at"):
+        load_weights(fresh, given)
+
+
+def test_sparse_tensors_in_memory_are_filled(trained: Backbone, fresh: Backbone) -> None:
+    state = {
+        name: tensor.to_sparse() if tensor.ndim == 4 else tensor
+        for name, tensor in trained.state_dict().items()
+    }
+    load_weights(fresh, state)
+    assert is_same(trained, fresh)

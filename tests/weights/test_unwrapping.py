@@ -120,10 +120,10 @@ def test_a_container_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
 
 def test_nests_beyond_reason_are_not_followed(tmp_path: Path) -> None:
     held: dict[str, Any] = {"fc.weight": torch.ones(2)}
-    for _ in range(20):
+    for _ in range(70):
         held = {"a": held}
     torch.save(held, tmp_path / "deep.pth")
-    with pytest.raises(CheckpointError, match=r"holds no tensors where .* Its keys: a\. Save a"):
+    with pytest.raises(CheckpointError, match=r"holds dictionaries within .* 64 deep.*Save the"):
         read_checkpoint(tmp_path / "deep.pth")
 
 

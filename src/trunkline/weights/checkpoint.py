@@ -34,7 +34,7 @@ from trunkline.outputs import sha256_of
 from trunkline.weights.reading.records import Array
 from trunkline.weights.reading.torch_files import LEGACY_MAGIC, read_legacy, read_zip
 from trunkline.weights.reading.unpickling import Unpickler
-from trunkline.weights.reading.unwrapping import Leaf, check_names, flatten, scalars
+from trunkline.weights.reading.unwrapping import MAX_DEPTH, Leaf, check_names, flatten, scalars
 from trunkline.weights.reading.words import words_beside
 
 _MAX_CLAIM = 4  # all tensors together, as a multiple of the file: more is a bomb of views
@@ -199,18 +199,18 @@ def held_checkpoint(state: Mapping[str, Any]) -> Checkpoint:
     )
 
 
-def _plain(value: Any, made: dict[int, Any]) -> Any:
+def _plain(value: Any, made: dict[int, Any], depth: int = 0) -> Any:
     """Return containers as plain dictionaries and arrays as tensors, each object once."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         # A copy: some arrays are read-only, in the other byte order, or somebody's to change.
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     if isinstance(value, list | tuple):
-        return [_plain(inner, made) for inner in value if isinstance(inner, Mapping)]
-    if not isinstance(value, Mapping):
+        return [_plain(inner, made, depth) for inner in value if isinstance(inner, Mapping)]
+    if not isinstance(value, Mapping) or depth > MAX_DEPTH:  # deeper is not looked at
         return value
     if id(value) not in made:  # it may hold itself
         made[id(value)] = {}
-        made[id(value)].update({key: _plain(inner, made) for key, inner in value.items()})
+        made[id(value)].update({k: _plain(inner, made, depth + 1) for k, inner in value.items()})
     return made[id(value)]
 
 
@@ -221,6 +221,8 @@ def _whole(leaf: Leaf) -> Tensor:
         tensor = tensor.full_tensor()
     if tensor.is_meta:
         raise CheckpointError("holds tensors on the meta device, which have no numbers.")
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     return tensor.as_subclass(Tensor).cpu()
 
 

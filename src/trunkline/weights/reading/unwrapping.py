@@ -22,7 +22,7 @@ Leaf = Array | Tensor
 # a detector around one has some thousand.
 MAX_TENSORS = 10_000
 MAX_NAME = 500
-_MAX_DEPTH = 12
+MAX_DEPTH = 64  # dictionaries within dictionaries
 
 # Keys whose tensors are the state of training, beginnings in lower case: an optimizer's momentum
 # has the names and the shapes of the weights.
@@ -68,6 +68,7 @@ def flatten(root: object) -> Tree:
         )
     found = Tree({}, {}, {}, {})
     seen: set[int] = set()
+    too_deep = ""
     waiting: list[tuple[str, object, dict[object, object], int]] = [("", root, node, 0)]
     while waiting:
         path, holder, entries, depth = waiting.pop()
@@ -77,19 +78,30 @@ def flatten(root: object) -> Tree:
             continue
         seen.add(id(holder))
         inner: list[tuple[str, object, dict[object, object], int]] = []
+        words = {word for key in entries if (word := _word(key)) == key}
         for key, value in entries.items():
             if isinstance(value, Tensor) or (type(value) is Array and not value.foreign):
                 if type(key) is str and key:
                     found.leaves[path + key] = value
                     found.containers[path] = None
                     continue
-            elif (child := _container(key, value)) is not None and depth < _MAX_DEPTH:
-                inner.append((f"{path}{key}.", value, child, depth + 1))
-                continue
+            elif (child := _container(key, value)) is not None:
+                word = _word(key)
+                if depth == MAX_DEPTH:
+                    too_deep = path
+                elif word == key or word not in words:  # {"0": ..., 0: ...} has one place named 0
+                    words.add(word)
+                    inner.append((f"{path}{word}.", value, child, depth + 1))
+                    continue
             said = f"{key} ({value.kind})" if type(value) is Inert else str(key)
             found.others.setdefault(path, []).append(said)
         waiting += reversed(inner)  # so that what stands first is looked at first
         _check_count(len(found.leaves))
+    if not found.leaves and too_deep:
+        raise CheckpointError(
+            f"holds dictionaries within dictionaries, more than {MAX_DEPTH} deep: nothing below is "
+            "looked at, and above are no tensors. Save the network's state_dict() alone."
+        )
     if not found.leaves:
         raise CheckpointError(
             f"holds no tensors where a state dict could be. Its keys: {listed(map(str, node))}. "
@@ -112,9 +124,20 @@ def _note_empty(tree: Tree) -> None:
         tree.others.setdefault(f"{holder}." if holder else "", []).append(said)
 
 
+def _word(key: object) -> str:
+    """Return how a container is called in names: texts, numbers (of a fold), or tuples of them."""
+    if type(key) is int:
+        return str(key)
+    if type(key) is tuple:
+        words = [_word(one) if type(one) is not tuple else "" for one in key]
+        return ".".join(words) if all(words) else ""
+    return key if type(key) is str else ""
+
+
 def _container(key: object, value: object) -> dict[object, object] | None:
     """Return what may hold tensors by name, None for anything else."""
-    if type(key) is not str or not key or key.lower().startswith(_TRAINING):
+    word = _word(key)
+    if not word or word.lower().startswith(_TRAINING):
         return None
     if type(value) in (list, tuple):
         members = enumerate(cast(Sequence[object], value))

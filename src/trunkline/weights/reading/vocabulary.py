@@ -35,6 +35,7 @@ ADVICE = (
     "nothing can be lost: a container without network, secrets or mounts."
 )
 _LONGEST_KEY = 4096
+_LONGEST_TUPLE = 8
 _MOST_NESTED = 20_000  # tensors that plain pickle wrote: more than anybody reads
 _ENTRY_BYTES = 100  # what an entry of a dictionary costs at most, roughly
 
@@ -62,6 +63,12 @@ _OTHER_TENSORS = {
     "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
     "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
 }
+
+
+def _is_plain(key: object) -> bool:
+    if type(key) is str:
+        return len(key) <= _LONGEST_KEY
+    return type(key) is int and abs(key) < 2**63
 
 
 class Vocabulary:
@@ -141,12 +148,13 @@ class Vocabulary:
         """Set an entry. Keys that no state dict has are left out with what they hold.
 
         Hashing is where a small file can hang or crash a process: nested tuples take 2^depth
-        steps and a native stack frame each. So nothing but names and small integers is a key.
+        steps and a native stack frame each. So nothing but names, small integers and short flat
+        tuples of them is a key.
         """
         if type(key) is bytes:
             key = key.decode("latin-1")  # numpy pickles of Python 2, saved again by Python 3
-        is_name = type(key) is str and len(key) <= _LONGEST_KEY
-        if is_name or (type(key) is int and abs(key) < 2**63):
+        parts = key if type(key) is tuple and 0 < len(key) <= _LONGEST_TUPLE else (key,)
+        if all(_is_plain(part) for part in parts):
             target[key] = value
 
     def spend(self, nbytes: int) -> None:
