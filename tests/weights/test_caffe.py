@@ -42,7 +42,7 @@ def fused(variant: str) -> dict[str, Tensor]:
 def read(
     backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto", **words: Any
 ) -> Read:
-    located = Located(source="given", path=Path("given.pth"), sha256="")
+    located = Located(source="given", path=Path("given.pth"))
     checkpoint = Checkpoint(tensors=dict(tensors), format="torch-zip", metadata=words)
     return read_for(backbone, located, checkpoint, layout)
 
@@ -175,7 +175,7 @@ def test_a_config_that_says_caffe_is_heard() -> None:
 def test_a_name_alone_is_a_hint(
     caplog: pytest.LogCaptureFixture, name: str, source: str, variant: str, word: str | None
 ) -> None:
-    located = Located(source=source, path=Path(name), sha256="")
+    located = Located(source=source, path=Path(name))
     tensors = hollow_tensors("torchvision-resnet", variant)
     backbone = on_meta(variant)
     match = recognise(backbone, tensors)

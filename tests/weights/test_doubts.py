@@ -39,9 +39,13 @@ PAIRS = [
 def read(
     backbone: Backbone, tensors: Mapping[str, Tensor], layout: str = "auto", **checkpoint: Any
 ) -> Read:
-    located = Located(source="given", path=Path("given.pth"), sha256=checkpoint.pop("sha256", ""))
+    located = Located(source="given", path=Path("given.pth"), hashing=checkpoint.pop("sha256", ""))
     held = {"format": "torch-zip", **checkpoint}
     return read_for(backbone, located, Checkpoint(tensors=dict(tensors), **held), layout)
+
+
+def hashed(sha256: str) -> Located:
+    return Located(source="given", path=Path("given.pth"), hashing=sha256)
 
 
 def words_of(variant: str, layout: str, **more: Any) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def test_a_training_script_s_word_is_heard() -> None:
 def test_the_hash_of_a_published_file_tells() -> None:
     tensors = described_tensors("resnet50", "trunkline")
     published = {"sha256": "0676ba61" + "0" * 56}
-    rows = known_by_hash(published["sha256"])
+    rows = known_by_hash(hashed(published["sha256"]))
     assert {(one.variant, one.tag) for one in rows} == {
         ("resnet50", "torchvision-in1k-v1"),
         ("resnet50", "timm-tv-in1k"),
@@ -113,9 +117,9 @@ def test_the_hash_of_a_published_file_tells() -> None:
 
 def test_the_address_of_a_row_tells() -> None:
     tensors = described_tensors("resnet50d", "trunkline")
-    rows = tuple(known_by_hash("0676ba61" + "0" * 56))
+    rows = tuple(known_by_hash(hashed("0676ba61" + "0" * 56)))
     address = "https://download.pytorch.org/models/resnet50-0676ba61.pth"
-    located = Located(source=address, path=Path("x"), sha256="", rows=rows)
+    located = Located(source=address, path=Path("x"), rows=rows)
     checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
     with pytest.raises(WeightsMismatchError, match="is resnet50 in the catalog, and resnet50d com"):
         read_for(on_meta("resnet50d"), located, checkpoint)
@@ -141,7 +145,7 @@ def test_a_config_beside_the_file_tells(tmp_path: Path, case: str) -> None:
     if text:
         (tmp_path / "config.json").write_text(text)
     path = tmp_path / "x.bin"
-    located = Located(source=str(path), path=path, sha256="")
+    located = Located(source=str(path), path=path)
     tensors = described_tensors("resnet50d", "trunkline")
     checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
     if said == "resnet50d":
@@ -161,7 +165,7 @@ def test_transformers_config_tells_where_the_stride_is(
     loopback_hub.add_file("me/net", "config.json", json.dumps(config).encode(), large=False)
     tensors = described_tensors("resnet50", "transformers-resnet")
     for file in ("", "/pytorch_model.bin", "/sub/pytorch_model.bin"):
-        located = Located(source=f"hf://me/net{file}", path=tmp_path / "x", sha256="")
+        located = Located(source=f"hf://me/net{file}", path=tmp_path / "x")
         checkpoint = Checkpoint(tensors=tensors, format="torch-zip")
         if "sub" in file:  # where no config is
             assert len(read_for(on_meta("resnet50"), located, checkpoint).notes) == 1
@@ -178,7 +182,7 @@ def test_transformers_config_tells_where_the_stride_is(
 def identified(
     variant: str, layout: str, to: str = "trunkline", metadata: dict[str, str] | None = None
 ) -> str:
-    located = Located(source="given", path=Path("given.pth"), sha256="")
+    located = Located(source="given", path=Path("given.pth"))
     tensors = described_tensors(variant, layout)
     checkpoint = Checkpoint(tensors=tensors, format="torch-zip", metadata=metadata or {})
     return conversion._identified(located, checkpoint, None, "auto", to)

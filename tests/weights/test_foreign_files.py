@@ -43,7 +43,7 @@ def read(
     metadata: dict[str, str] | None = None,
 ) -> Read:
     """What ``load_weights`` does with a file that was read, without a file."""
-    located = Located(source="given", path=Path("given.pth"), sha256="")
+    located = Located(source="given", path=Path("given.pth"))
     checkpoint = Checkpoint(tensors=dict(tensors), format="torch-zip", metadata=metadata or {})
     return read_for(backbone, located, checkpoint, layout)
 

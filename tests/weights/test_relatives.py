@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("weights_home")
 
 
 def located(name: str = "x.pth", source: str = "given") -> Located:
-    return Located(source=source, path=Path(name), sha256="")
+    return Located(source=source, path=Path(name))
 
 
 def read(backbone: Backbone, tensors: Mapping[str, Tensor], where: Located, **words: str) -> Read:

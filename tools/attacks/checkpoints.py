@@ -235,7 +235,7 @@ def _other_variant(chance: Chance, _: Path) -> str:
     tensors = described_tensors(one, layout)
     said = chance.choice(["", "arch"])
     checkpoint = Checkpoint(tensors, "torch-zip", metadata={said: one} if said else {})
-    located = Located(source="given", path=Path("given"), sha256="")
+    located = Located(source="given", path=Path("given"), hashing="")
     backbone = on_meta(other, norm=LAYOUTS[layout].norm or "batch")
     asked = chance.choice(["auto", *(known.name for known in layouts_for(variant_config(other)))])
     read = read_for(backbone, located, checkpoint, asked)

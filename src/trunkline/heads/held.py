@@ -71,7 +71,7 @@ def likely_labels(read: Read, num_classes: int) -> Sequence[str] | None:
 def _rows(read: Read) -> list[WeightEntry]:
     """Return the rows of the catalog whose file this is."""
     entry = read.located.entry
-    return known_by_hash(read.located.sha256) if entry is None else [entry]
+    return known_by_hash(read.located) if entry is None else [entry]
 
 
 def classes_in(read: Read, backbone: Backbone) -> int | None:

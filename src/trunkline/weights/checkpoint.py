@@ -145,7 +145,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _sha256(path: Path) -> str:
-    _check_file(path)
+    check_file(path)
     try:
         return sha256_of(path)
     except OSError as error:
@@ -226,7 +226,13 @@ def _whole(leaf: Leaf) -> Tensor:
     return tensor.as_subclass(Tensor).cpu()
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Refuse what is no file, by its name alone.
+
+    Raises:
+        WeightsNotFoundError: There is no such file.
+        CheckpointError: It is a folder or a device, or cannot be reached.
+    """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -241,7 +247,7 @@ def _check_file(path: Path) -> None:
 
 def _mapped(path: Path) -> memoryview:
     """Return the file's content as memory that may be written to, without changing the file."""
-    _check_file(path)
+    check_file(path)
     try:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:

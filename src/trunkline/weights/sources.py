@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -23,6 +24,7 @@ from trunkline.weights.catalog.entry import spelled
 from trunkline.weights.catalog.lookup import DEFAULT
 from trunkline.weights.checkpoint import (
     Checkpoint,
+    check_file,
     file_sha256,
     held_checkpoint,
     naming,
@@ -45,7 +47,7 @@ class Located:
     Attributes:
         source: What was asked for.
         path: The file.
-        sha256: Its hash.
+        hashing: Its hash, or what becomes its hash: a local file is hashed while it is searched.
         entry: Its row of the catalog; None for a file that is not of it.
         layout: The layout that must be told, "" where the file's names say enough.
         prefix: Where in the file its row says that the network is, "" for nothing said.
@@ -54,11 +56,20 @@ class Located:
 
     source: str
     path: Path
-    sha256: str
+    hashing: str | Future[str] = ""
     entry: WeightEntry | None = None
     layout: str = ""
     prefix: str = ""
     rows: tuple[WeightEntry, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """The hash in hexadecimal, "" for what is no file.
+
+        Raises:
+            CheckpointError: The file can no longer be read.
+        """
+        return self.hashing if isinstance(self.hashing, str) else self.hashing.result()
 
 
 def locate(
@@ -91,26 +102,26 @@ def locate(
             check_license(row, allow_noncommercial=allow_noncommercial)
         name = "" if text.startswith(SCHEME) else text.rpartition("/")[2]
         found = hub.obtain([TypedPlace(url=text, file_name=name)], progress=progress)
-        return Located(source=text, path=found.path, sha256=found.sha256, rows=rows)
+        return Located(source=text, path=found.path, hashing=found.sha256, rows=rows)
     source = file_in(variant, source)
     text = os.fspath(source)
     if not isinstance(source, str) or _is_path(text):
         path = expanded(text)
-        return Located(source=text, path=path, sha256=file_sha256(path))
+        return Located(source=text, path=path, hashing=_hashing(path))
     if variant is None or (os.sep in text and not _is_tag(variant, text)):
         raise WeightsNotFoundError(
             f"{text!r} is no file here, and no tag of {variant or 'a network of one’s own'}; give "
             "the path of a file, or weights=None for a random network."
         )
     if text == DEFAULT and (own := hub.find_named([f"{variant}.safetensors"])):
-        return Located(source=text, path=own.path, sha256=own.sha256)
+        return Located(source=text, path=own.path, hashing=own.sha256)
     entry = find(variant, text)
     check_license(entry, allow_noncommercial=allow_noncommercial)
     found = hub.obtain(entry.places, name=f"{entry.variant}.{entry.tag}", progress=progress)
     return Located(
         source=text,
         path=found.path,
-        sha256=found.sha256,
+        hashing=found.sha256,
         entry=entry,
         layout=_told(entry, found),
         prefix=found.place.prefix if isinstance(found.place, Place) else "",
@@ -182,7 +193,7 @@ def opened(
     return located, read_checkpoint(located.path)
 
 
-_IN_MEMORY = Located(source="a state dict", path=Path("the state dict in memory"), sha256="")
+_IN_MEMORY = Located(source="a state dict", path=Path("the state dict in memory"))
 
 
 def _read_open(file: BinaryIO) -> tuple[Located, Checkpoint]:
@@ -201,7 +212,7 @@ def _read_open(file: BinaryIO) -> tuple[Located, Checkpoint]:
             raise type(error)(str(error).replace(str(path), called, 1)) from error
         # Views of a file that goes; some systems let none go that is mapped.
         tensors = {key: tensor.clone() for key, tensor in checkpoint.tensors.items()}
-    located = Located(source=called, path=Path(called), sha256=checkpoint.sha256)
+    located = Located(source=called, path=Path(called), hashing=checkpoint.sha256)
     return replace(located, source=f"{called}, open"), replace(checkpoint, tensors=tensors)
 
 
@@ -235,15 +246,31 @@ def _rows_at(address: str) -> tuple[WeightEntry, ...]:
     )
 
 
-def known_by_hash(sha256: str) -> list[WeightEntry]:
+def _hashing(path: Path) -> Future[str]:
+    """Begin to hash a file in a thread, which is half of the time that a load takes.
+
+    Raises:
+        WeightsError: There is no such file, or it is none.
+    """
+    with naming(path):
+        check_file(path)
+    with_one = ThreadPoolExecutor(1, thread_name_prefix="trunkline-hashing")
+    begun = with_one.submit(file_sha256, path)
+    with_one.shutdown(wait=False)
+    return begun
+
+
+def known_by_hash(located: Located) -> list[WeightEntry]:
     """Return the rows of the catalog whose file has this hash, as far as the catalog knows it.
 
     Upstreams publish eight digits. That tells files apart that were not made to deceive, and is no
     proof of a licence.
     """
+    rows = entries()  # read first: the hash may not be known yet
+    sha256 = located.sha256
     return [
         row
-        for row in entries()
+        for row in rows
         for place in row.places
         if (sha256 and sha256 == place.sha256)
         or (place.sha256_prefix and sha256.startswith(place.sha256_prefix))

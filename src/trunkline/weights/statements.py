@@ -307,7 +307,7 @@ def said_elsewhere(
     said: dict[str, str] = {}
     if named := name_given_by_others(checkpoint.metadata):
         said[named] = "calls itself"
-    for row in (*located.rows, *known_by_hash(located.sha256)):
+    for row in (*located.rows, *known_by_hash(located)):
         said.setdefault(row.variant, "is by its address or hash")
     if located.source.startswith(SCHEME) and (
         named := named_variant(parse(located.source).repo.rpartition("/")[2])
