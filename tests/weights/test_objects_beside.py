@@ -10,12 +10,14 @@ import decimal
 import enum
 import fractions
 import functools
+import itertools
 import pathlib
 import pickle
 import random
 import sys
 import types
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,3 +316,43 @@ def test_tensors_of_other_devices_are_numbers(tmp_path: Path) -> None:
     read = read_checkpoint(path).tensors
     assert all(torch.equal(tensor, torch.arange(3.0)) for tensor in read.values())
     assert list(read) == ["numpy", "cpu_tensor"]
+
+
+def other_tensors(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors that are no arrays of numbers, made of one that is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what PyTorch calls deprecated or a prototype
+        one = torch.ones(len(weight))
+        return {
+            "sparse": weight.to_sparse(),
+            "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+            "quantized tensor": torch.quantize_per_channel(weight, one, one * 0, 0, torch.quint8),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "meta device": weight.to("meta"),
+        }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "zipped"),
+    [
+        *itertools.product(("sparse", "quantized", "quantized tensor", "nested"), (True, False)),
+        ("meta device", True),  # torch.save writes none in its legacy format
+    ],
+)
+def test_a_tensor_that_is_no_array_is_refused_only_inside(
+    families: dict[str, Any], tmp_path: Path, kind: str, zipped: bool
+) -> None:
+    """A graph's adjacency is often sparse; it says nothing against the backbone beside it."""
+    family = families["resnet-basic"]
+    trained, fresh = family.build(seed=1), family.build(seed=2)
+    state = trained.state_dict()
+    weight = "stages.0.blocks.0.conv1.conv.weight"
+    other = other_tensors(state[weight])[kind]
+    path = tmp_path / "x.pth"
+    torch.save({"model": state, "graph": {"a": other}}, path, _use_new_zipfile_serialization=zipped)
+    load_weights(fresh, path)
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in state.items())
+    torch.save({"model": {**state, weight: other}}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsMismatchError, match=rf"{weight} is there as a.* {kind}"):
+        load_weights(family.build(seed=2), path)

@@ -252,7 +252,10 @@ def _as_objects(checkpoint: Checkpoint, match: Match, place: Place) -> Iterator[
     }
     for name in match.missing:
         if kind := there.get(place.prefix + name):
-            yield f"{name} is there as an object of class {kind}, which holds no numbers."
+            if " " in kind:  # no class, but a tensor of a kind and what to do with it
+                yield f"{name} is there as {kind}."
+            else:
+                yield f"{name} is there as an object of class {kind}, which holds no numbers."
             return
 
 

@@ -31,6 +31,24 @@ class Global(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
+# Tensors that are no array of numbers, and what to do with one before it is saved.
+_QUANTIZED = "a quantized tensor: save what its dequantize() returns"
+_SPARSE = "a sparse tensor: save what its to_dense() returns"
+_OTHER_TENSORS = {
+    "_rebuild_qtensor": _QUANTIZED,
+    **dict.fromkeys(("QUInt4x2Storage", "QUInt2x4Storage"), _QUANTIZED),
+    **dict.fromkeys(("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"), _SPARSE),
+    "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
+    "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
+}
+
+
+def kind_of_tensor(asked: Global) -> str:
+    """Return which tensor a global makes that is no array of numbers, "" for anything else."""
+    is_torch = asked.module.partition(".")[0] == "torch"
+    return _OTHER_TENSORS.get(asked.name, "") if is_torch else ""
+
+
 @dataclass(slots=True, eq=False)
 class Inert:
     """Stands for an object that was not made: a loss, a scheduler, a class of somebody's script.
@@ -213,6 +231,9 @@ STORAGE_DTYPES = {
     "IntStorage": torch.int32,
     "ShortStorage": torch.int16,
     "CharStorage": torch.int8,
+    "QInt8Storage": torch.int8,  # of what _rebuild_qtensor makes, which is no array
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64,

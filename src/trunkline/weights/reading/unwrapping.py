@@ -13,8 +13,8 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from trunkline.errors import CheckpointError
-from trunkline.weights.reading.records import Array, Inert
+from trunkline.errors import CheckpointError, UnsafeCheckpointError
+from trunkline.weights.reading.records import Array, Inert, kind_of_tensor
 
 Leaf = Array | Tensor
 
@@ -58,6 +58,7 @@ def flatten(root: object) -> Tree:
 
     Raises:
         CheckpointError: There is none, or there are more than any network has.
+        UnsafeCheckpointError: There are none but such as are no arrays: sparse, quantized, ...
     """
     node = root if type(root) is dict else _container("root", root)
     if node is None:
@@ -68,7 +69,7 @@ def flatten(root: object) -> Tree:
         )
     found = Tree({}, {}, {}, {})
     seen: set[int] = set()
-    too_deep = ""
+    too_deep = no_array = ""
     waiting: list[tuple[str, object, dict[object, object], int]] = [("", root, node, 0)]
     while waiting:
         path, holder, entries, depth = waiting.pop()
@@ -93,10 +94,16 @@ def flatten(root: object) -> Tree:
                     words.add(word)
                     inner.append((f"{path}{word}.", value, child, depth + 1))
                     continue
-            said = f"{key} ({value.kind})" if type(value) is Inert else str(key)
+            said = str(key)
+            if type(value) is Inert:
+                kind = kind_of_tensor(value.kind)
+                no_array = no_array or (f"{path}{key} ({value.kind}), {kind}" if kind else "")
+                said = f"{key} ({kind or value.kind})"
             found.others.setdefault(path, []).append(said)
         waiting += reversed(inner)  # so that what stands first is looked at first
         _check_count(len(found.leaves))
+    if not found.leaves and no_array:
+        raise UnsafeCheckpointError(f"holds no tensors but such as {no_array}.")
     if not found.leaves and too_deep:
         raise CheckpointError(
             f"holds dictionaries within dictionaries, more than {MAX_DEPTH} deep: nothing below is "

@@ -27,6 +27,7 @@ from trunkline.weights.reading.records import (
     TypedStorage,
     contiguous,
     is_shape,
+    kind_of_tensor,
 )
 from trunkline.weights.reading.refused import is_refused
 
@@ -52,16 +53,6 @@ _TORCH_DTYPES = {
         *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
         *("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64"),
     )
-}
-# Tensors that are no array of numbers, and what to do with one before it is saved.
-_QUANTIZED = "a quantized tensor: save what its dequantize() returns"
-_SPARSE = "a sparse tensor: save what its to_dense() returns"
-_OTHER_TENSORS = {
-    **dict.fromkeys(("_rebuild_qtensor", "QInt8Storage", "QUInt8Storage"), _QUANTIZED),
-    **dict.fromkeys(("QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage"), _QUANTIZED),
-    **dict.fromkeys(("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"), _SPARSE),
-    "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
-    "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
 }
 
 
@@ -92,8 +83,10 @@ class Vocabulary:
         asked = Global(module, name)
         if asked in _CALLS or asked in _STORAGES or asked in _TORCH_DTYPES:
             return asked
-        if module.partition(".")[0] == "torch" and name in _OTHER_TENSORS:
-            raise UnsafeCheckpointError(f"asks for {_shown(asked)}, {_OTHER_TENSORS[name]}.")
+        if kind := kind_of_tensor(asked):
+            if name.endswith("Storage"):  # of parts of bytes
+                raise UnsafeCheckpointError(f"asks for {_shown(asked)}, {kind}.")
+            return asked  # is called for a tensor, which is noted down
         if is_refused(asked):
             raise UnsafeCheckpointError(
                 f"asks for {_shown(asked)}, which is neither an array nor a plain container, and "
