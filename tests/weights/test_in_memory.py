@@ -9,10 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from trunkline import Backbone, create_backbone, load_weights
 from trunkline.errors import (
@@ -199,3 +200,104 @@ def test_sparse_tensors_in_memory_are_filled(trained: Backbone, fresh: Backbone)
     }
     load_weights(fresh, state)
     assert is_same(trained, fresh)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """Return the same numbers as a view that keeps them with the other sign."""
+    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert view.is_neg()
+    assert torch.equal(view, tensor)
+    return view
+
+
+def test_a_negated_view_is_resolved_in_memory_and_named_in_a_file(
+    trained: Backbone, fresh: Backbone, tmp_path: Path
+) -> None:
+    state = trained.state_dict()
+    name = "stages.0.blocks.0.conv1.conv.weight"
+    state[name] = negated(state[name])
+    load_weights(fresh, state)
+    assert is_same(trained, fresh)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WeightsMismatchError, match=rf"{name} is there as a negated view: save"):
+        load_weights(fresh, tmp_path / "x.pth")
+
+
+def test_long_doubles_are_read(trained: Backbone, fresh: Backbone) -> None:
+    state = {key: tensor.numpy() for key, tensor in trained.state_dict().items()}
+    load_weights(
+        fresh, {k: v.astype(np.longdouble) if v.dtype.kind == "f" else v for k, v in state.items()}
+    )
+    assert is_same(trained, fresh)
+
+
+class Pair(Tensor):
+    """As a quantizing library's tensors: its numbers are in another one."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Pair:
+        made: Pair = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function.overloadpacket is torch.ops.aten.detach:
+            return args[0]
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda weight: Pair(weight), "holds a Pair, which keeps its numbers in other tensors"),
+        (lambda _: nn.UninitializedParameter(), "not initialized; run the network once before"),
+    ],
+)
+def test_tensors_without_numbers_are_said(
+    trained: Backbone, fresh: Backbone, other: Any, text: str
+) -> None:
+    state = trained.state_dict()
+    name = "stages.0.blocks.0.conv1.conv.weight"
+    state[name] = other(state[name])
+    with pytest.raises(CheckpointError, match=text):
+        load_weights(fresh, state)
+
+
+def test_a_prefix_is_taken_as_it_is_written(
+    trained: Backbone, fresh: Backbone, families: dict[str, Any]
+) -> None:
+    """Two networks, one of them below a wrapper's name: the error's own advice has to pick it."""
+    other = families["resnet-basic"].build(seed=3)
+    given = {
+        **trained.state_dict(),
+        **{f"module.{name}": tensor for name, tensor in other.state_dict().items()},
+    }
+    with pytest.raises(WeightsMismatchError, match="prefix='' and prefix='module'"):
+        load_weights(fresh, given)
+    load_weights(fresh, given, prefix="module")
+    assert is_same(other, fresh)
+    load_weights(fresh, given, prefix="")
+    assert is_same(trained, fresh)
+
+
+@pytest.mark.parametrize("prefix", [3, ("module",), b"module"])
+def test_a_prefix_is_a_text(trained: Backbone, fresh: Backbone, prefix: Any) -> None:
+    with pytest.raises(ConfigError, match="is no text; give where the network is"):
+        load_weights(fresh, trained.state_dict(), prefix=prefix)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_half_precision_is_fitted_to_channels_as_single_is(
+    trained: Backbone, families: dict[str, Any], channels: int
+) -> None:
+    half = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in trained.state_dict().items()
+    }
+    single = {name: t.float() if t.dtype == torch.half else t for name, t in half.items()}
+    built = [families["resnet-basic"].build(in_channels=channels) for _ in range(2)]
+    load_weights(built[0], half)
+    load_weights(built[1], single)
+    assert is_same(built[0], built[1])

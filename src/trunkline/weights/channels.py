@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from trunkline.errors import ConfigError
@@ -52,6 +53,8 @@ def fit_channels(
         return _mapped(weight, channel_map), tuple(said)
     if channels == held:
         return weight, tuple(said)
+    # Sums and multiples of half precision are rounded once only, by whoever casts them.
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     if channels == 1:
         weight = weight.sum(1, keepdim=True)
         said.append(f"The stem's {_count(held)} input channels were added up for one.")

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from trunkline.errors import CheckpointError, UnsafeCheckpointError, WeightsNotFoundError
 from trunkline.outputs import sha256_of
@@ -203,7 +204,9 @@ def _plain(value: Any, made: dict[int, Any], depth: int = 0) -> Any:
     """Return containers as plain dictionaries and arrays as tensors, each object once."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         # A copy: some arrays are read-only, in the other byte order, or somebody's to change.
-        return torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+        wide = value.dtype.kind == "f" and value.dtype.itemsize > 8  # PyTorch has no long double
+        dtype = np.dtype(np.float64) if wide else value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(value, dtype, order="C"))
     if isinstance(value, list | tuple):
         return [_plain(inner, made, depth) for inner in value if isinstance(inner, Mapping)]
     if not isinstance(value, Mapping) or depth > MAX_DEPTH:  # deeper is not looked at
@@ -216,14 +219,23 @@ def _plain(value: Any, made: dict[int, Any], depth: int = 0) -> Any:
 
 def _whole(leaf: Leaf) -> Tensor:
     """Return a tensor as a plain one on the CPU; one that is spread over devices is joined."""
+    if isinstance(leaf, Tensor) and is_lazy(leaf):
+        raise CheckpointError(
+            "holds a parameter that is not initialized; run the network once before."
+        )
     tensor = leaf.tensor() if isinstance(leaf, Array) else leaf.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
+    elif type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise CheckpointError(
+            f"holds a {type(tensor).__name__}, which keeps its numbers in other tensors; give "
+            "plain ones, such as its dequantize() returns."
+        )
     if tensor.is_meta:
         raise CheckpointError("holds tensors on the meta device, which have no numbers.")
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
-    return tensor.as_subclass(Tensor).cpu()
+    return tensor.as_subclass(Tensor).cpu().resolve_neg()
 
 
 def check_file(path: Path) -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from trunkline.backbones.backbone import Backbone
-from trunkline.errors import UnknownLayoutError, WeightsMismatchError, legible
+from trunkline.errors import ConfigError, UnknownLayoutError, WeightsMismatchError, legible
 from trunkline.weights.checkpoint import Checkpoint
 from trunkline.weights.layouts import get_layout
 from trunkline.weights.layouts.layout import BATCH_COUNTER, MAX_POOL, Layout
@@ -442,10 +442,19 @@ def _at(prefix: str, places: Sequence[Place], backbone: Backbone) -> list[Place]
     """Return the places that a caller means.
 
     Raises:
+        ConfigError: The prefix is no text.
         WeightsMismatchError: There is none; those that there are, are named.
     """
-    asked = _WRAPPED.sub("", f"{prefix.strip('.')}.").strip(".")
+    if not isinstance(prefix, str):
+        raise ConfigError(
+            f"prefix={prefix!r} is no text; give where the network is as names have it, such as "
+            "prefix='model.backbone'."
+        )
+    asked = prefix.strip(".")
     exact = [place for place in places if place.prefix.strip(".") == asked]
+    if not exact:  # as it is written first: names that collide without their wrappers keep them
+        asked = _WRAPPED.sub("", f"{asked}.").strip(".")
+        exact = [place for place in places if place.prefix.strip(".") == asked]
     found = exact or [place for place in places if f".{asked}." in f".{place.prefix}"]
     if not found:
         there = listed(repr(place.prefix.removesuffix(".")) for place in places)

@@ -38,6 +38,7 @@ _OTHER_TENSORS = {
     "_rebuild_qtensor": _QUANTIZED,
     **dict.fromkeys(("QUInt4x2Storage", "QUInt2x4Storage"), _QUANTIZED),
     **dict.fromkeys(("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"), _SPARSE),
+    "NegatedView": "a negated view: save what its resolve_neg() returns",
     "_rebuild_nested_tensor": "a nested tensor, whose rows differ in length",
     "_rebuild_meta_tensor_no_storage": "a tensor on the meta device, which has no numbers",
 }

@@ -249,12 +249,16 @@ def _tensor(
     offset: int,
     shape: tuple[int, ...],
     stride: tuple[int, ...],
-    *_rest: object,
+    _requires_grad: object = None,
+    _hooks: object = None,
+    metadata: object = None,
     dtype: torch.dtype | None = None,
 ) -> Array | Inert:
-    """Describe a tensor. The rest is requires_grad, hooks and metadata: none of it is a weight."""
+    """Describe a tensor."""
     if type(typed) is Inert:
         return typed
+    if type(metadata) is dict and metadata.get("neg"):  # its numbers are kept with the other sign
+        return Inert(Global("torch", "NegatedView"))
     if type(typed) is not TypedStorage:
         raise ValueError("no storage")
     array = Array(typed.storage, dtype or typed.dtype, shape, stride, offset)
@@ -266,7 +270,17 @@ def _tensor_v3(vocabulary: Vocabulary, *arguments: object) -> Array | Inert:
     asked = arguments[6] if len(arguments) > 6 else None
     if type(asked) is not Global or asked not in _TORCH_DTYPES:
         raise ValueError("no dtype")
-    return _tensor(vocabulary, *arguments[:4], dtype=_TORCH_DTYPES[asked])  # type: ignore[arg-type]
+    metadata = arguments[7] if len(arguments) > 7 else None
+    typed, offset, shape, stride = arguments[:4]
+    return _tensor(
+        vocabulary,
+        typed,
+        offset,  # type: ignore[arg-type] # Array.check looks at these three
+        shape,  # type: ignore[arg-type]
+        stride,  # type: ignore[arg-type]
+        metadata=metadata,
+        dtype=_TORCH_DTYPES[asked],
+    )
 
 
 def _parameter(_: Vocabulary, array: object, *__: object) -> object:
