@@ -180,6 +180,13 @@ def without_texts(file: BinaryIO) -> BinaryIO:
     return io.BytesIO(b"".join(kept))
 
 
+def is_cut_jpeg(error: BaseException, file: BinaryIO) -> bool:
+    """Return whether a JPEG was refused for an end that is missing."""
+    file.seek(0)
+    is_jpeg = file.read(len(_JPEG)) == _JPEG
+    return is_jpeg and "file is truncated" in str(error.__cause__)
+
+
 def with_end(file: BinaryIO) -> BinaryIO | None:
     """Return a JPEG with the mark of its end behind it: libjpeg then fills what is missing.
 

@@ -35,6 +35,7 @@ from trunkline.decoders import (
     check_pixels,
     decoding,
     has_large_texts,
+    is_cut_jpeg,
     open_image,
     remarks,
     with_end,
@@ -184,10 +185,10 @@ def decode_photo(
         except ImageError as error:
             if has_large_texts(error):
                 again = without_texts(file)
-            elif "is truncated" in str(error) and (ended := with_end(file)) is not None:
-                if truncated == "refuse":
-                    raise ImageError(f"{error} {_KEEP}") from error
+            elif truncated == "keep" and (ended := with_end(file)) is not None:
                 again = ended
+            elif is_cut_jpeg(error, file):
+                raise ImageError(f"{error} {_KEEP}") from error
             else:
                 raise
             return _decoded(again, name, preprocessing, decode, max_pixels, alpha)
