@@ -12,8 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 from trunkline.errors import StoreError, TrunklineError
 from trunkline.extraction.locations import open_regular
@@ -64,7 +65,7 @@ def opened(path: Path, sha256: str | None = None) -> Iterator[BinaryIO]:
     with file:
         if sha256 is not None:
             with readable(path):
-                found = sha256_of_open(file)
+                found = sha256_of_open(cast(BufferedReader, file))
                 file.seek(0)
             if found != sha256:
                 _refuse_damaged(path)
