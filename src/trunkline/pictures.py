@@ -40,9 +40,9 @@ def pictures_of(images: object) -> list[Picture]:
         InputError: One is nothing that a photo can be; the text says which and what is.
     """
     if not is_several(images):
-        return [_picture(images, "the image")]
+        return [picture_of(images, "the image")]
     several: Iterable[Any] = images  # type: ignore[assignment]
-    return [_picture(one, f"image {number}") for number, one in enumerate(several)]
+    return [picture_of(one, f"image {number}") for number, one in enumerate(several)]
 
 
 def tensors_of(images: object, preprocessing: Preprocessing) -> torch.Tensor:
@@ -72,7 +72,13 @@ def _is_one(value: object) -> bool:
     return isinstance(value, kinds) or hasattr(value, "read")
 
 
-def _picture(value: Any, what: str) -> Picture:
+def picture_of(value: Any, what: str) -> Picture:
+    """Return the decoded picture of a photo; ``what`` names it in errors.
+
+    Raises:
+        ImageError: It cannot be decoded.
+        InputError: It is nothing that a photo can be; the text says what is.
+    """
     if isinstance(value, Image.Image | Photo | Raster):
         return value
     if _is_array(value):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trunkline.heads.classifier import Classifier, Guess
+    from trunkline.images import Bands
     from trunkline.preprocessing import Preprocessing
 
 
@@ -96,13 +97,12 @@ def classify_command(  # one parameter per flag, one entry per key of the report
     flags or weights, or the one photo that was given cannot be read.
     """
     # All of these when the verb runs: --help does not need them.
+    from trunkline.extraction.checks import checked_bands
     from trunkline.extraction.features import preprocessing_of
-    from trunkline.images import Bands
 
-    chosen_bands = None if bands is None else parse_bands(bands)
-    rasters = bands is not None or white is not None
+    chosen_bands = checked_bands(None if bands is None else parse_bands(bands), white)
     names = None if labels is None else read_labels(labels)
-    photos = photos_given(images, Bands(bands=chosen_bands, white=white) if rasters else None)
+    photos = photos_given(images, chosen_bands)
     is_one = len(images) == 1 and not is_collection(images[0])
     if is_one:  # a bad one is known before any weights
         name, image = images[0], next(photos).decode()
@@ -116,7 +116,7 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         prefix=prefix,
         allow_noncommercial=allow_noncommercial,
     )
-    _check_channels(classifier.backbone.in_channels, chosen_bands, rasters)
+    _check_channels(classifier.backbone.in_channels, chosen_bands)
     warn_of_assumed(classifier.backbone)
     chosen = preprocessing_of(classifier.backbone)
     if size is not None:
@@ -140,13 +140,13 @@ def classify_command(  # one parameter per flag, one entry per key of the report
         raise typer.Exit(1)
 
 
-def _check_channels(in_channels: int, bands: tuple[int, ...] | None, rasters: bool) -> None:
-    if bands is not None and len(bands) != in_channels:
+def _check_channels(in_channels: int, wanted: Bands | None) -> None:
+    if wanted is not None and wanted.bands is not None and len(wanted.bands) != in_channels:
         raise ConfigError(
-            f"--bands names {len(bands)} bands, and the network takes {in_channels} channels; "
-            "name one band for each channel."
+            f"--bands names {len(wanted.bands)} bands, and the network takes {in_channels} "
+            "channels; name one band for each channel."
         )
-    if not rasters and in_channels != 3:
+    if wanted is None and in_channels != 3:
         raise ConfigError(
             f"The network takes {in_channels} channels, and photos have 3; say with --bands which "
             "bands of the files they are, and with --white which number is white."

@@ -24,6 +24,7 @@ from trunkline.cli.loaded import (
     weights_said,
 )
 from trunkline.cli.output import one_line, print_json, print_table
+from trunkline.cli.photos_given import decoded
 from trunkline.errors import ConfigError, LevelIndexError
 
 if TYPE_CHECKING:
@@ -80,16 +81,12 @@ def features_command(  # one parameter per flag, one entry per key of the report
 ) -> None:
     """Compute the feature maps of one photo."""
     # All of these when the verb runs: --help does not need them.
+    from trunkline.extraction.checks import checked_bands
     from trunkline.extraction.features import features, preprocessing_of, save_features
-    from trunkline.images import Bands, decode_bands, decode_image
 
     return_idx = None if levels is None else parse_levels(levels)
     chosen_bands = None if bands is None else parse_bands(bands)
-    photo = (
-        decode_image(image)
-        if chosen_bands is None and white is None
-        else decode_bands(image, Bands(bands=chosen_bands, white=white))
-    )
+    photo = decoded(image, checked_bands(chosen_bands, white))
     network = build_network(
         backbone,
         weights,

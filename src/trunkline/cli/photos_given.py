@@ -74,7 +74,7 @@ def _of(given: str, bands: Bands | None) -> Iterator[GivenPhoto]:
 def _one(given: str, bands: Bands | None) -> GivenPhoto:
     if not Path(given).exists():
         raise ImageError(f"{given} does not exist; check the path.")
-    return GivenPhoto(given, partial(_decode, given, bands))
+    return GivenPhoto(given, partial(decoded, given, bands))
 
 
 def _all_listed(
@@ -95,17 +95,22 @@ def _listed(given: str, source: Source, item: Item, bands: Bands | None) -> Give
     path = local_path(item.path)
     if source.kind in ("folder", "glob") and path is not None:
         name = path if os.path.isabs(given) else os.path.relpath(path)
-        return GivenPhoto(name, partial(_decode, name, bands))
+        return GivenPhoto(name, partial(decoded, name, bands))
     return GivenPhoto(item.key, partial(_decode_item, source, item, bands))
 
 
 def _decode_item(source: Source, item: Item, bands: Bands | None) -> Image | Raster:
     from trunkline.extraction.reading import read_bytes
 
-    return _decode(read_bytes(source, item), bands)
+    return decoded(read_bytes(source, item), bands)
 
 
-def _decode(given: str | bytes, bands: Bands | None) -> Image | Raster:
+def decoded(given: str | bytes, bands: Bands | None) -> Image | Raster:
+    """Decode a path or the bytes of a file: these bands of a raster, or a photo for None.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
     from trunkline.images import decode_bands, decode_image
 
     return decode_image(given) if bands is None else decode_bands(given, bands)

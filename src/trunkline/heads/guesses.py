@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trunkline.errors import ConfigError
 from trunkline.heads.network import Classifier
-from trunkline.images import ImageSource, Raster, decode_image, preprocess
+from trunkline.images import ImageSource, Raster, preprocess
 from trunkline.modes import evaluating
+from trunkline.pictures import picture_of
 from trunkline.preprocessing import IMAGENET, Preprocessing
 
 _TOP = 5
@@ -67,8 +68,8 @@ def classify(
     """Return the likeliest classes of a photo, or of each of several, the likeliest first.
 
     Args:
-        image: A path, the bytes of a file, a Pillow image, or a raster of
-            ``decode_bands``; or a list of them.
+        image: A path, the bytes of a file, a Pillow image, a raster of ``decode_bands``,
+            or an 8-bit array ``(H, W, 3)``; or a list of them.
         classifier: See ``load_classifier`` and ``create_classifier``; or a runner of one.
         top: How many; None for five, or for all classes where there are fewer.
         size: Of the network's input in pixels, one side or (H, W); by default what the weights
@@ -78,6 +79,7 @@ def classify(
 
     Raises:
         ImageError: A photo cannot be decoded.
+        InputError: Something that is no photo.
         ConfigError: ``top`` is not from 1 to the number of classes, ``batch_size`` is not from 1
             on, or what is given is neither a classifier nor a runner of one.
     """
@@ -86,7 +88,8 @@ def classify(
     several = isinstance(image, list | tuple)
     photos = cast(Sequence[ImageSource | Raster], image if several else [image])
     prepared = (
-        preprocess(one if isinstance(one, Raster) else decode_image(one), chosen) for one in photos
+        preprocess(picture_of(one, f"image {n}" if several else "the image"), chosen)
+        for n, one in enumerate(photos)
     )
     found = list(guesses_of(prepared, classifier, top, batch_size=batch_size))
     return found if several else found[0]
