@@ -450,12 +450,12 @@ def _at(prefix: str, places: Sequence[Place], backbone: Backbone) -> list[Place]
             f"prefix={prefix!r} is no text; give where the network is as names have it, such as "
             "prefix='model.backbone'."
         )
-    asked = prefix.strip(".")
-    exact = [place for place in places if place.prefix.strip(".") == asked]
-    if not exact:  # as it is written first: names that collide without their wrappers keep them
-        asked = _WRAPPED.sub("", f"{asked}.").strip(".")
-        exact = [place for place in places if place.prefix.strip(".") == asked]
-    found = exact or [place for place in places if f".{asked}." in f".{place.prefix}"]
+    written = prefix.strip(".")  # first: names that collide without their wrappers keep them
+    unwrapped = _WRAPPED.sub("", f"{written}.").strip(".")
+    for asked in (written, unwrapped):
+        if exact := [place for place in places if place.prefix.strip(".") == asked]:
+            return exact
+    found = [place for place in places if f".{unwrapped}." in f".{place.prefix}"]
     if not found:
         there = listed(repr(place.prefix.removesuffix(".")) for place in places)
         raise WeightsMismatchError(

@@ -247,16 +247,16 @@ def _rows_at(address: str) -> tuple[WeightEntry, ...]:
 
 
 def _hashing(path: Path) -> Future[str]:
-    """Begin to hash a file in a thread, which is half of the time that a load takes.
+    """Begin to hash a file in a thread, which is a quarter of the time that a load takes.
 
     Raises:
         WeightsError: There is no such file, or it is none.
     """
     with naming(path):
         check_file(path)
-    with_one = ThreadPoolExecutor(1, thread_name_prefix="trunkline-hashing")
-    begun = with_one.submit(file_sha256, path)
-    with_one.shutdown(wait=False)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="trunkline-hashing")
+    begun = thread.submit(file_sha256, path)
+    thread.shutdown(wait=False)  # it ends by itself
     return begun
 
 

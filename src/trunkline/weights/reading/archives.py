@@ -28,9 +28,9 @@ _RECORD = struct.Struct("<4s20xQQQQ")  # of a large archive: as in the end, with
 _UNKNOWN = {16: 0xFFFF, 32: 0xFFFFFFFF}  # what a field of so many bits holds in a large archive
 _DESCRIPTORS = (0, 12, 16, 20, 24)  # bytes behind a member whose size came after it
 _SIZE_COMES_LATER, _UTF_8, _ENCRYPTED = 0x8, 0x800, 0x1
-_FAULTS = (
+_FAULTS = (  # what zipfile raises for a damaged archive
     zipfile.BadZipFile,
-    NotImplementedError,
+    NotImplementedError,  # a compression or a version that it does not know
     ValueError,
     struct.error,
     OverflowError,

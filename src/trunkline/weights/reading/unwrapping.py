@@ -60,7 +60,7 @@ def flatten(root: object) -> Tree:
         CheckpointError: There is none, or there are more than any network has.
         UnsafeCheckpointError: There are none but such as are no arrays: sparse, quantized, ...
     """
-    node = root if type(root) is dict else _container("root", root)
+    node = root if type(root) is dict else _container(root)
     if node is None:
         what = {Array: "one tensor", list: "a list", tuple: "a tuple", Inert: "an object"}
         raise CheckpointError(
@@ -79,15 +79,14 @@ def flatten(root: object) -> Tree:
             continue
         seen.add(id(holder))
         inner: list[tuple[str, object, dict[object, object], int]] = []
-        words = {word for key in entries if (word := _word(key)) == key}
+        words = {key for key in entries if type(key) is str}
         for key, value in entries.items():
             if isinstance(value, Tensor) or (type(value) is Array and not value.foreign):
                 if type(key) is str and key:
                     found.leaves[path + key] = value
                     found.containers[path] = None
                     continue
-            elif (child := _container(key, value)) is not None:
-                word = _word(key)
+            elif (word := _word(key)) and (child := _container(value)) is not None:
                 if depth == MAX_DEPTH:
                     too_deep = path
                 elif word == key or word not in words:  # {"0": ..., 0: ...} has one place named 0
@@ -132,20 +131,19 @@ def _note_empty(tree: Tree) -> None:
 
 
 def _word(key: object) -> str:
-    """Return how a container is called in names: texts, numbers (of a fold), or tuples of them."""
-    if type(key) is int:
-        return str(key)
-    if type(key) is tuple:
-        words = [_word(one) if type(one) is not tuple else "" for one in key]
-        return ".".join(words) if all(words) else ""
-    return key if type(key) is str else ""
+    """Return how a container is called in names, "" where it is none that is looked into.
+
+    Keys are texts, numbers (of a fold), or flat tuples of them.
+    """
+    parts = key if type(key) is tuple else (key,)
+    if not all(type(part) in (str, int) and part != "" for part in parts):
+        return ""
+    word = ".".join(map(str, parts))
+    return "" if word.lower().startswith(_TRAINING) else word
 
 
-def _container(key: object, value: object) -> dict[object, object] | None:
+def _container(value: object) -> dict[object, object] | None:
     """Return what may hold tensors by name, None for anything else."""
-    word = _word(key)
-    if not word or word.lower().startswith(_TRAINING):
-        return None
     if type(value) in (list, tuple):
         members = enumerate(cast(Sequence[object], value))
         value = {str(n): one for n, one in members if type(one) in (dict, Inert)}

@@ -252,9 +252,10 @@ def _tensor(
     _requires_grad: object = None,
     _hooks: object = None,
     metadata: object = None,
+    *_rest: object,
     dtype: torch.dtype | None = None,
 ) -> Array | Inert:
-    """Describe a tensor."""
+    """Describe a tensor. The rest is none of a weight's, nor what needs gradients or has hooks."""
     if type(typed) is Inert:
         return typed
     if type(metadata) is dict and metadata.get("neg"):  # its numbers are kept with the other sign
@@ -270,17 +271,8 @@ def _tensor_v3(vocabulary: Vocabulary, *arguments: object) -> Array | Inert:
     asked = arguments[6] if len(arguments) > 6 else None
     if type(asked) is not Global or asked not in _TORCH_DTYPES:
         raise ValueError("no dtype")
-    metadata = arguments[7] if len(arguments) > 7 else None
-    typed, offset, shape, stride = arguments[:4]
-    return _tensor(
-        vocabulary,
-        typed,
-        offset,  # type: ignore[arg-type] # Array.check looks at these three
-        shape,  # type: ignore[arg-type]
-        stride,  # type: ignore[arg-type]
-        metadata=metadata,
-        dtype=_TORCH_DTYPES[asked],
-    )
+    as_v2 = (*arguments[:6], *arguments[7:])  # which have no dtype in front of the metadata
+    return _tensor(vocabulary, *as_v2, dtype=_TORCH_DTYPES[asked])  # type: ignore[arg-type]
 
 
 def _parameter(_: Vocabulary, array: object, *__: object) -> object:
